@@ -1,0 +1,107 @@
+"""The ways to compute a spline layer: one module each, one signature, and a registry that says which can run here.
+
+Every backend is a function `spline_sum(x, control_points, spline_width, dtype)`:
+x (N, I) of any floating dtype, control_points (I, G, O), → y (N, O) in `dtype`. All agree with `reference`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backends import csr, dense, embedding, embedding_bag, reference
+
+SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
+
+# Backends that write out the control points of every (token, feature) pair stop being a good idea above this.
+LARGEST_GATHER_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What has to be computed: the layer's shape and where it runs. `tokens` is the N of a step, where known."""
+
+    in_features: int
+    num_control_points: int
+    out_features: int
+    device: torch.device
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute the layer, and `why_not(problem)`: the reason it cannot do so here, or None."""
+
+    name: str
+    spline_sum: SplineSum
+    why_not: Callable[[Problem], str | None]
+
+
+def _runs_anywhere(problem: Problem) -> str | None:
+    return None
+
+
+def _gather_fits(problem: Problem) -> str | None:
+    needed = (problem.tokens or 0) * problem.in_features * problem.out_features * 4 * 2
+    if needed > LARGEST_GATHER_BYTES:
+        return (
+            f"it gathers two rows of {problem.out_features} values for each of {problem.tokens} tokens and "
+            f"{problem.in_features} features, {needed / 2**30:.0f} GiB in all (at most "
+            f"{LARGEST_GATHER_BYTES / 2**30:.0f} GiB is allowed)"
+        )
+    return None
+
+
+def _sparse_matmul_exists(problem: Problem) -> str | None:
+    if problem.device.type == "cpu" and not torch.backends.mkl.is_available():
+        return "this PyTorch is built without MKL, which holds the sparse matrix products for CPUs"
+    if problem.device.type not in ("cpu", "cuda"):
+        return f"PyTorch has no CSR matrix products on {problem.device.type}"
+    if problem.in_features * problem.num_control_points >= 2**31:
+        return "in_features x num_control_points does not fit the int32 column indices"
+    return None
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("reference", reference.spline_sum, _gather_fits),
+        Backend("embedding_bag", embedding_bag.spline_sum, _runs_anywhere),
+        Backend("embedding", embedding.spline_sum, _gather_fits),
+        Backend("csr", csr.spline_sum, _sparse_matmul_exists),
+        Backend("dense", dense.spline_sum, _runs_anywhere),
+    )
+}
+ALIASES = {"sparse_matmul_csr": "csr"}
+IMPLS = ("auto", *BACKENDS, *ALIASES)
+
+# Where `dense`, whose work grows with G, stops winning over `embedding_bag`, whose work does not. Measured on two
+# CPU cores by `bench/layer.py` (docs/log.md); assumed for other devices.
+LARGEST_DENSE_GRID = 40
+
+
+def availability(problem: Problem) -> dict[str, str | None]:
+    """For every backend, None if it can compute `problem` on this machine, else the reason why not."""
+    return {name: backend.why_not(problem) for name, backend in BACKENDS.items()}
+
+
+def choose(impl: str, problem: Problem) -> tuple[Backend, str]:
+    """The backend for `impl` and a phrase saying why. Raises ValueError if `impl` is unknown or cannot run here."""
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)}; got {impl!r}")
+    if impl == "auto":
+        return _choose_automatically(problem)
+    backend = BACKENDS[ALIASES.get(impl, impl)]
+    reason = backend.why_not(problem)
+    if reason is not None:
+        usable = [name for name, missing in availability(problem).items() if missing is None]
+        raise ValueError(f"impl {impl!r} cannot be used here: {reason}; use auto or one of {', '.join(usable)}")
+    return backend, "asked for"
+
+
+def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
+    grid = problem.num_control_points
+    if grid <= LARGEST_DENSE_GRID:
+        return BACKENDS["dense"], f"auto: fastest in training up to {LARGEST_DENSE_GRID} control points"
+    return BACKENDS["embedding_bag"], f"auto: its work does not grow with the {grid} control points"

@@ -1,0 +1,75 @@
+"""`csr`: sparse × dense product, B(x) @ W with two non-zeros per feature (cuSPARSE on CUDA, MKL on CPU)."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from backends.grid import accumulation_dtype, flat_rows, interleave, locate
+
+
+def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
+    """x (N, I), control_points (I, G, O) → (N, O). Half precisions, and autocast, compute in float32."""
+    in_features, num_control_points, out_features = control_points.shape
+    cell, t = locate(x, num_control_points, spline_width)
+    table = control_points.to(accumulation_dtype(dtype)).reshape(-1, out_features)  # (I·G, O)
+    t = t.to(table.dtype)
+    row = flat_rows(cell, num_control_points)
+    columns = interleave(row, row + 1).flatten().to(torch.int32)  # (N·2·I); int32 is ~1.4x faster in MKL
+    values = interleave(1 - t, t).flatten()
+    return sparse_matmul(values, columns, 2 * in_features, table).to(dtype)
+
+
+def _csr_matrix(values: Tensor, columns: Tensor, row_nonzeros: int, width: int) -> Tensor:
+    rows = values.numel() // row_nonzeros
+    row_starts = torch.arange(0, values.numel() + 1, row_nonzeros, device=values.device, dtype=columns.dtype)
+    with warnings.catch_warnings():  # "Sparse CSR tensor support is in beta state"
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(row_starts, columns, values, (rows, width), check_invariants=False)
+
+
+# Custom ops, because torch.compile cannot trace the making of a sparse tensor (pytorch issues 171865, 180839).
+@torch.library.custom_op("splinegpt::csr_matmul", mutates_args=())
+def sparse_matmul(values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor) -> Tensor:
+    """B @ table, with B (N, I·G) given by its non-zeros, `row_nonzeros` to a row. → (N, O)."""
+    if values.numel() == 0:
+        return table.new_zeros(0, table.shape[1])
+    return _csr_matrix(values, columns, row_nonzeros, table.shape[0]) @ table
+
+
+@sparse_matmul.register_fake
+def _(values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor) -> Tensor:
+    return table.new_empty(values.shape[0] // row_nonzeros, table.shape[1])
+
+
+@torch.library.custom_op("splinegpt::csr_matmul_backward", mutates_args=())
+def sparse_matmul_backward(
+    grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the non-zeros (a product sampled at their places) and of the table (Bᵀ @ grad)."""
+    if values.numel() == 0:
+        return torch.zeros_like(values), torch.zeros_like(table)
+    basis = _csr_matrix(values, columns, row_nonzeros, table.shape[0])
+    with torch.autocast(grad.device.type, enabled=False):  # MKL's sparse products take no half precision
+        grad_table = basis.t().to_sparse_csr() @ grad
+        grad_values = torch.sparse.sampled_addmm(basis, grad, table.t(), beta=0.0).values()
+    return grad_values.clone(), grad_table
+
+
+@sparse_matmul_backward.register_fake
+def _(grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(values), torch.empty_like(table)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    values, columns, ctx.row_nonzeros, table = inputs
+    ctx.save_for_backward(values, columns, table)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
+    values, columns, table = ctx.saved_tensors
+    grad_values, grad_table = sparse_matmul_backward(grad.contiguous(), values, columns, ctx.row_nonzeros, table)
+    return grad_values, None, None, grad_table
+
+
+sparse_matmul.register_autograd(_backward, setup_context=_save_for_backward)

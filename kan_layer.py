@@ -1,0 +1,190 @@
+"""KANLayer: a layer of learnable piecewise-linear splines, one for every pair of input and output feature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import backends
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INITS = ("random_normal", "identity", "zero")
+VARIANTS = ("B-spline",)
+
+
+class KANLayer(nn.Module):
+    """y[o] = Σ_i f_io(x[i]), each f_io a linear interpolation between G control points on a uniform grid.
+
+    The knots lie evenly on [-spline_width/2, spline_width/2]; outside, the outermost pieces go on as straight lines.
+    Put a normalization in front, so that activations stay within the grid. Finding the cell takes O(1) and evaluating
+    it two control points, so the arithmetic per token is 2·I·O multiply-adds whatever G is.
+
+    Shape: (*, in_features) → (*, out_features), like nn.Linear, in the dtype of the input (under autocast: its dtype).
+
+    Args:
+        in_features: size of each input sample, I.
+        out_features: size of each output sample, O.
+        init: "random_normal" (every spline a straight line, the slopes into each output of unit norm), "identity"
+            (output equals input; needs in_features == out_features), or "zero".
+        num_control_points: knots per spline, G ≥ 2.
+        spline_width: width of the grid, in units of the input; > 0.
+        impl: how it is computed, a name from `backends.IMPLS`; "auto" takes the fastest that can run here.
+        variant: the parametrisation of the control points; "B-spline" stores them as they are.
+        bias: add a learnable constant to each output. The splines can represent it themselves, hence off.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it, its value and what is allowed.
+
+    Source: the layer and its arguments follow KANditioned (Bui, 2025).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        init: str = "random_normal",
+        num_control_points: int = 32,
+        spline_width: float = 4.0,
+        impl: str = "auto",
+        variant: str = "B-spline",
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_integer("in_features", in_features, at_least=1)
+        _check_integer("out_features", out_features, at_least=1)
+        _check_integer("num_control_points", num_control_points, at_least=2)
+        _check_width(spline_width)
+        _check_choice("init", init, INITS)
+        _check_choice("variant", variant, VARIANTS)
+        _check_choice("impl", impl, backends.IMPLS)
+        if init == "identity" and in_features != out_features:
+            raise ValueError(f"init 'identity' needs in_features == out_features; got {in_features} and {out_features}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.num_control_points = num_control_points
+        self.spline_width = float(spline_width)
+        self.init = init
+        self.impl = impl
+        self.variant = variant
+        shape = (in_features, num_control_points, out_features)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+        self._choose_backend()
+
+    def reset_parameters(self) -> None:
+        """Set every spline to its initial straight line (see `init`)."""
+        with torch.no_grad():
+            self.weight.copy_(self._initial_slopes().unsqueeze(1) * self.knots().unsqueeze(1))
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def _initial_slopes(self) -> Tensor:
+        slopes = torch.zeros_like(self.weight[:, 0])  # (I, O)
+        if self.init == "identity":
+            return slopes.fill_diagonal_(1.0)
+        if self.init == "random_normal":
+            return F.normalize(slopes.normal_(), dim=0)
+        return slopes
+
+    def knots(self) -> Tensor:
+        """Where the control points lie on the input axis: (G,), from -spline_width/2 to spline_width/2."""
+        half = self.spline_width / 2
+        return torch.linspace(-half, half, self.num_control_points, device=self.weight.device, dtype=self.weight.dtype)
+
+    def control_points(self) -> Tensor:
+        """Values of every spline at its knots, (in_features, G, out_features); differentiable."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"the last dimension of the input must be in_features={self.in_features}; got shape {tuple(x.shape)}"
+            )
+        dtype = self._compute_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, self.in_features)  # (*, I) → (N, I)
+            y = self._backend.spline_sum(rows, self.control_points(), self.spline_width, dtype)  # (N, O)
+            if self.bias is not None:
+                y = y + self.bias.to(dtype)
+            return y.reshape(*x.shape[:-1], self.out_features)
+
+    @staticmethod
+    def _compute_dtype(x: Tensor) -> torch.dtype:
+        """Under autocast its dtype, as nn.Linear would (which leaves float64 alone too); else the input's own."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
+            return torch.get_autocast_dtype(device)
+        return x.dtype
+
+    def _choose_backend(self) -> None:
+        problem = backends.Problem(self.in_features, self.num_control_points, self.out_features, self.weight.device)
+        self._backend, self.why_this_impl = backends.choose(self.impl, problem)
+
+    def _apply(self, fn, recurse: bool = True) -> KANLayer:
+        super()._apply(fn, recurse)  # .to(), .cuda(), .half(): another device may want another backend
+        self._choose_backend()
+        return self
+
+    @property
+    def resolved_impl(self) -> str:
+        """The backend that `impl` stands for on this device."""
+        return self._backend.name
+
+    def plot(
+        self,
+        inputs: Sequence[int] | None = None,
+        outputs: Sequence[int] | None = None,
+        *,
+        everything: bool = False,
+        activations: Tensor | None = None,
+        save_path: str | PathLike[str] | None = None,
+        show: bool = False,
+    ) -> Figure:
+        """Draw splines of this layer and return the matplotlib figure.
+
+        By default the most curved splines, one panel each. `inputs` and `outputs` restrict (or, with both given, name)
+        the features; `everything` draws all of them as one sheet. `activations`, (*, in_features), puts the histogram
+        of what reaches each spline behind it and weighs curvature with use. Saved to `save_path` if given; shown in a
+        window only if `show`.
+        """
+        import figures
+
+        return figures.plot_layer(self, inputs, outputs, everything, activations, save_path, show)
+
+    def visualize_all_mappings(self, save_path: str | PathLike[str] | None = None) -> Figure:
+        """Draw every spline of the layer as one sheet, inputs down and outputs across."""
+        return self.plot(everything=True, save_path=save_path)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, num_control_points={self.num_control_points}, "
+            f"spline_width={self.spline_width:g}, init={self.init!r}, variant={self.variant!r}, "
+            f"impl={self.impl!r} ({self.resolved_impl}), bias={self.bias is not None}"
+        )
+
+
+def _check_integer(name: str, value: object, at_least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name} must be an integer of at least {at_least}; got {value!r}")
+
+
+def _check_width(value: object) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"spline_width must be a finite number above 0; got {value!r}")
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

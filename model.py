@@ -1,0 +1,328 @@
+"""The GPT: token embedding, blocks of attention and feed-forward (splines, MLP or SwiGLU), language-model head.
+
+With `position="learned"`, `norm="layernorm"` and `ffn="mlp"` it is nanoGPT's model, weight for weight; the other
+options are those of today's small models. Every block is pre-normalized: x + attention(norm(x)), x + ffn(norm(x)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kan_layer import KANLayer
+
+MULTIPLY_ADD_FLOPS = 2
+TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    n_layer: int = 4
+    """Number of Transformer blocks."""
+    n_head: int = 4
+    """Attention heads per block; must divide n_embd."""
+    n_embd: int = 128
+    """Width of the model: size of the residual stream."""
+    block_size: int = 64
+    """Context length in tokens."""
+    vocab_size: int = 0
+    """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
+    ffn: Literal["kan", "mlp", "swiglu"] = "kan"
+    """What follows attention in each block: a spline layer, or the MLP (GELU) or SwiGLU it is compared with."""
+    num_control_points: int = 5
+    """Control points per spline (G). G=8 has as many parameters as the 4x MLP, at a quarter of its arithmetic."""
+    spline_width: float = 4.0
+    """Width of the splines' grid in standard deviations of the normalized activations."""
+    kan_impl: str = "auto"
+    """How the spline layers are computed: auto, dense, embedding_bag, embedding, csr or reference."""
+    kan_variant: str = "B-spline"
+    """Parametrisation of the splines' control points."""
+    kan_init: Literal["zero", "random_normal", "identity"] = "zero"
+    """Function the splines start from; zero makes every block start as attention alone."""
+    ffn_hidden: int = 0
+    """Hidden width of the MLP or SwiGLU; 0 means 4 n_embd (MLP), 8/3 n_embd (SwiGLU), or see ffn_match."""
+    ffn_match: bool = False
+    """Choose the MLP's or SwiGLU's hidden width to have as many parameters as splines of num_control_points."""
+    position: Literal["rope", "learned"] = "rope"
+    """Rotary position embedding (Su et al. 2021), or learned positions as in GPT-2."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Normalization before attention, before the feed-forward layer and before the head."""
+    qk_norm: bool = True
+    """Normalize queries and keys (Henry et al. 2020); keeps attention stable at high learning rates."""
+    zero_init_projections: bool = True
+    """Start attention's and the MLP's output projections at zero instead of GPT-2's small random values."""
+    tie_embeddings: bool = True
+    """Share the token embedding with the head, as GPT-2 does."""
+    bias: bool = False
+    """Biases in linear layers and LayerNorms, as in GPT-2."""
+    dropout: float = 0.0
+    """Dropout on embeddings, attention and residual branches (0 on small budgets, 0.1-0.2 when data repeats)."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("vocab_size", "ffn_hidden"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd must be a multiple of n_head; got n_embd={self.n_embd} and n_head={self.n_head}")
+        if self.position == "rope" and (self.n_embd // self.n_head) % 2:
+            raise ValueError(
+                f"position 'rope' rotates pairs, so n_embd / n_head must be even; "
+                f"got {self.n_embd // self.n_head}: change n_head or use --position learned"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+        # The spline options are checked by the layer itself, on the meta device: no memory is taken.
+        KANLayer(
+            1,
+            1,
+            self.kan_init,
+            self.num_control_points,
+            self.spline_width,
+            variant=self.kan_variant,
+            device="meta",
+        )
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far: one static buffer a layer, (B, heads, block_size, head_dim)."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        head_dim = config.n_embd // config.n_head
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+        self.capacity = config.block_size
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, heads, T, head_dim) behind the `length` tokens there; return all of that layer's."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotates pairs of features by an angle that grows with the position (Su et al. 2021, base 10,000)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, block_size: int) -> None:
+        super().__init__()
+        frequency = 10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)  # (head_dim/2,)
+        angle = torch.outer(torch.arange(block_size), frequency)  # (block_size, head_dim/2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """x (B, heads, T, head_dim), its first token at position `start`."""
+        stop = start + x.shape[2]
+        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
+        self.rope = (
+            RotaryEmbedding(config.n_embd // config.n_head, config.block_size) if config.position == "rope" else None
+        )
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, heads, T, head_dim)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        past = cache.length if cache is not None else 0
+        if self.rope is not None:
+            q, k = self.rope(q, past), self.rope(k, past)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        mask = causal_mask(T, past, x.device) if past and T > 1 else None
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=past == 0,
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, heads, T, head_dim) → (B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+def causal_mask(new: int, past: int, device: torch.device) -> Tensor:
+    """Which of past+new keys each of the new queries sees: (new, past+new), True where it does."""
+    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+
+
+class MLP(nn.Module):
+    """Linear → GELU → Linear."""
+
+    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden, bias=bias)
+        self.c_proj = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+class SwiGLU(nn.Module):
+    """Linear(SiLU(Linear(x)) ⊙ Linear(x)) (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 2 * hidden, bias=bias)
+        self.c_proj = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.c_fc(x).chunk(2, dim=-1)
+        return self.c_proj(F.silu(gate) * value)
+
+
+def feed_forward(config: GPTConfig) -> nn.Module:
+    """The layer that `config.ffn` names: n_embd → n_embd."""
+    width = config.n_embd
+    if config.ffn == "kan":
+        return KANLayer(
+            width,
+            width,
+            init=config.kan_init,
+            num_control_points=config.num_control_points,
+            spline_width=config.spline_width,
+            impl=config.kan_impl,
+            variant=config.kan_variant,
+        )
+    matrices = 2 if config.ffn == "mlp" else 3  # of n_embd x hidden parameters each
+    multiple = config.num_control_points if config.ffn_match else 8  # of n_embd² parameters in all
+    hidden = config.ffn_hidden or round(multiple * width / matrices)
+    return (MLP if config.ffn == "mlp" else SwiGLU)(width, hidden, config.bias)
+
+
+def normalization(config: GPTConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=1e-5)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_1 = normalization(config)
+        self.attn = CausalSelfAttention(config, layer)
+        self.norm_2 = normalization(config)
+        self.ffn = feed_forward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        x = x + self.attn(self.norm_1(x), cache)
+        return x + self.dropout(self.ffn(self.norm_2(x)))
+
+
+class GPT(nn.Module):
+    """The language model. `config.vocab_size` must be set (the trainer takes it from the dataset)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError("vocab_size must be at least 1 to build the model; got 0: give the dataset's")
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = (
+            nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = normalization(config)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """GPT-2's init: N(0, 0.02), residual projections scaled down by √(2·n_layer) or zero; splines by kan_init."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding | nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, KANLayer | nn.LayerNorm | nn.RMSNorm):
+                module.reset_parameters()
+            if name.endswith("c_proj"):
+                std = 0.0 if self.config.zero_init_projections else 0.02 / math.sqrt(2 * self.config.n_layer)
+                nn.init.normal_(module.weight, std=std)
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, vocab_size) and, with targets (B, T), the mean cross entropy in nats.
+
+        With a cache, `tokens` continue those that it holds, and are added to it.
+        Raises ValueError when the context would grow beyond block_size.
+        """
+        past = cache.length if cache is not None else 0
+        T = tokens.shape[1]
+        if past + T > self.config.block_size:
+            raise ValueError(f"context of {past + T} tokens is longer than block_size={self.config.block_size}")
+        x = self.token_embedding(tokens)  # (B, T, C)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(torch.arange(past, past + T, device=tokens.device))
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length += T
+        logits = self.head(self.norm(x))
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())  # (B·T, V), (B·T,)
+
+    def new_cache(self, batch_size: int = 1, dtype: torch.dtype = torch.float32) -> KVCache:
+        return KVCache(self.config, batch_size, self.token_embedding.weight.device, dtype)
+
+    def spline_layers(self) -> list[KANLayer]:
+        """The spline layers, first block first; empty for the MLP twins."""
+        return [module for module in self.modules() if isinstance(module, KANLayer)]
+
+    def num_parameters(self) -> int:
+        """All parameters but learned positions, as nanoGPT counts them."""
+        positions = self.position_embedding.weight.numel() if self.position_embedding is not None else 0
+        return sum(parameter.numel() for parameter in self.parameters()) - positions
+
+    def num_ffn_parameters(self) -> int:
+        """Parameters of the feed-forward layers alone: what a KAN and its MLP twin differ in."""
+        return sum(parameter.numel() for name, parameter in self.named_parameters() if ".ffn." in name)
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one training step, per token (PaLM's count: matmuls and attention).
+
+        A spline uses two of its G control points for an input, so a KANLayer counts 2·I·O multiply-adds.
+        """
+        macs = self.config.n_layer * 2 * self.config.block_size * self.config.n_embd // 2  # causal attention
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                macs += module.in_features * module.out_features
+            elif isinstance(module, KANLayer):
+                macs += 2 * module.in_features * module.out_features
+        return TRAINING_PASSES * MULTIPLY_ADD_FLOPS * macs
