@@ -1,0 +1,44 @@
+"""Any UTF-8 text file, by character or in GPT-2's byte-pair encoding; the last tenth is held out."""
+
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
+
+from training import corpus  # noqa: E402
+from training.errors import UserError, exit_on_user_error  # noqa: E402
+
+TOKENIZERS = ("char", "gpt2")
+
+
+def prepare(local_file: Path | None, folder: Path = HERE, tokenizer: str = "char") -> None:
+    """Write the dataset into `folder` from `local_file`, which has to be given."""
+    if local_file is None:
+        raise UserError("no text is named; give a UTF-8 text file: python data/text/prepare.py FILE")
+    text = corpus.read_text(local_file)
+    corpus.write_texts(folder, corpus.make_tokenizer(tokenizer, text), local_file.name, corpus.split_90_10(text))
+
+
+def named_folder(name: str) -> Path:
+    """`data/NAME`; `UserError` when that is no plain name or belongs to another prepare script."""
+    folder = HERE.parent / name
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{name!r} is no name for a folder of data; use letters, digits, '_', '-' and '.'")
+    if folder != HERE and (folder / "prepare.py").exists():
+        raise UserError(f"data/{name} is prepared by its own prepare.py; choose another --name")
+    return folder
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = corpus.argument_parser("Prepare any UTF-8 text file.", "the text file, UTF-8")
+    parser.add_argument("--tokenizer", choices=TOKENIZERS, default="char", help="default: char")
+    parser.add_argument("--name", default=HERE.name, help="write to data/NAME, for --dataset NAME (default: text)")
+    arguments = parser.parse_args()
+    prepare(arguments.local_file, named_folder(arguments.name), arguments.tokenizer)
+
+
+if __name__ == "__main__":
+    main()

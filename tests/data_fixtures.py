@@ -1,0 +1,40 @@
+"""What the tests of the data share: small datasets, and where texts and GPT-2's vocabulary lie."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.dataset_writer import DatasetWriter
+from training.tokenizer import CharTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_SHAKESPEARE = ROOT.parent / "shared/data/tinyshakespeare/input.txt"
+GPT2_FILES = ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
+
+
+@pytest.fixture(scope="session")
+def gpt2_vocabulary() -> Iterator[Path]:
+    """The folder of GPT-2's vocabulary files, in TIKTOKEN_CACHE_DIR for the tests; skips without one."""
+    pytest.importorskip("tiktoken")
+    candidates = [Path(os.environ.get("TIKTOKEN_CACHE_DIR") or "."), ROOT.parent / "shared/data/tiktoken"]
+    for folder in candidates:
+        if all((folder / name).is_file() for name in GPT2_FILES):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+                yield folder
+            return
+    pytest.skip("GPT-2's vocabulary files are not on this machine")
+
+
+def write_dataset(
+    folder: Path, train: np.ndarray, val: np.ndarray, shard_tokens: int = 100_000_000, characters: int = 100
+) -> Path:
+    """A dataset of the given tokens, in a vocabulary of `characters` characters from U+0020 on."""
+    tokenizer = CharTokenizer([chr(32 + i) for i in range(characters)])
+    with DatasetWriter(folder, tokenizer, "a test", shard_tokens) as writer:
+        writer.write("train", train)
+        writer.write("val", val)
+    return folder

@@ -1,0 +1,1 @@
+"""What surrounds the model in a run: data, batches, configuration, optimiser, checkpoints, logging."""

@@ -1,0 +1,40 @@
+"""Mistakes of the user's, and how a command ends when one is made."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake of the user's: printed as one sentence, without a traceback."""
+
+
+def exit_on_user_error(main: Callable[[], T]) -> Callable[[], T]:
+    """Decorate a command's `main` so that it ends without a traceback when the user, not the code, is why.
+
+    Exit status: 2 after a `UserError` (its sentence goes to stderr), 130 after Ctrl-C, 1 when the reader of
+    the output has gone away (`| head`).
+    """
+
+    @functools.wraps(main)
+    def run() -> T:
+        try:
+            result = main()
+            sys.stdout.flush()  # a closed pipe shows only at the flush; let that be here and not at shutdown
+            return result
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more at exit; give it somewhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+
+    return run
