@@ -60,13 +60,13 @@ class KANLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_integer("in_features", in_features, at_least=1)
-        _check_integer("out_features", out_features, at_least=1)
-        _check_integer("num_control_points", num_control_points, at_least=2)
-        _check_width(spline_width)
-        _check_choice("init", init, INITS)
-        _check_choice("variant", variant, VARIANTS)
-        _check_choice("impl", impl, backends.IMPLS)
+        check_integer("in_features", in_features, at_least=1)
+        check_integer("out_features", out_features, at_least=1)
+        check_integer("num_control_points", num_control_points, at_least=2)
+        check_width(spline_width)
+        check_choice("init", init, INITS)
+        check_choice("variant", variant, VARIANTS)
+        check_choice("impl", impl, backends.IMPLS)
         if init == "identity" and in_features != out_features:
             raise ValueError(f"init 'identity' needs in_features == out_features; got {in_features} and {out_features}")
         self.in_features = in_features
@@ -174,17 +174,17 @@ class KANLayer(nn.Module):
         )
 
 
-def _check_integer(name: str, value: object, at_least: int) -> None:
+def check_integer(name: str, value: object, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}; got {value!r}")
 
 
-def _check_width(value: object) -> None:
+def check_width(value: object) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"spline_width must be a finite number above 0; got {value!r}")
 
 
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

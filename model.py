@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kan_layer import KANLayer
+from backends import IMPLS
+from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_width
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -79,16 +80,10 @@ class GPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
-        # The spline options are checked by the layer itself, on the meta device: no memory is taken.
-        KANLayer(
-            1,
-            1,
-            self.kan_init,
-            self.num_control_points,
-            self.spline_width,
-            variant=self.kan_variant,
-            device="meta",
-        )
+        check_integer("num_control_points", self.num_control_points, at_least=2)
+        check_width(self.spline_width)
+        check_choice("kan_variant", self.kan_variant, VARIANTS)
+        check_choice("kan_impl", self.kan_impl, IMPLS)
 
 
 class KVCache:

@@ -5,8 +5,8 @@ import numpy as np
 
 def spline_sum(x: np.ndarray, control_points: np.ndarray, width: float) -> np.ndarray:
     """x (N, I), control_points (I, G, O) → (N, O)."""
-    N, I = x.shape
-    G, O = control_points.shape[1:]
+    N, I = x.shape  # noqa: E741  the names of the definition
+    G, O = control_points.shape[1:]  # noqa: E741
     h = width / (G - 1)
     y = np.zeros((N, O))
     for n in range(N):
@@ -20,7 +20,7 @@ def spline_sum(x: np.ndarray, control_points: np.ndarray, width: float) -> np.nd
 
 def gradients(x: np.ndarray, control_points: np.ndarray, width: float, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """dx (N, I) and dW (I, G, O), by the formulas of the definition."""
-    N, I = x.shape
+    N, I = x.shape  # noqa: E741  the names of the definition
     G = control_points.shape[1]
     h = width / (G - 1)
     dx, dw = np.zeros_like(x), np.zeros_like(control_points)

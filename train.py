@@ -1,0 +1,320 @@
+"""Train a GPT with spline blocks: `python train.py [configs/NAME.toml] [--key value …]`; --help lists the options."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import backends
+from model import GPT
+from sample import generate
+from training.batches import Batch, BatchSampler, evaluation_batches
+from training.checkpoint import save_checkpoint, training_state
+from training.config import Config
+from training.dataset import Dataset, ensure_prepared
+from training.device import Device, choose_device
+from training.errors import UserError, exit_on_user_error
+from training.evaluation import evaluate
+from training.interrupt import StopRequest
+from training.optimizer import make_optimizer, set_learning_rate
+from training.pictures import SplinePictures
+from training.progress import Metrics, Stopwatch, duration, progress_line
+from training.run import Run, open_run, python_command
+from training.schedule import learning_rate
+from training.tracker import Tracker
+
+SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
+PICTURE_TOKENS = 4096  # that the activation histograms are made of
+
+
+@exit_on_user_error
+def main() -> None:
+    run = open_run(sys.argv[1:])
+    dataset = Dataset.open(ensure_prepared(run.config.dataset), run.config.verify_data)
+    device = choose_device(run.config)
+    trainer = Trainer(run, dataset, device)
+    trainer.describe()
+    with StopRequest() as stop:
+        trainer.train(stop)
+    trainer.tell_what_next(stop)
+    sys.exit(stop.exit_code)
+
+
+@dataclass
+class Progress:
+    """How far a run is: what changes from step to step besides parameters and optimizer state."""
+
+    step: int = 0
+    train_loss: float = math.nan
+    grad_norm: float = math.nan
+    val_loss: float | None = None
+    is_best: bool = False
+    best_val_loss: float = math.inf
+    saved_step: int = -1
+
+
+class Trainer:
+    """One run, from its first (or resumed) step to its last."""
+
+    def __init__(self, run: Run, dataset: Dataset, device: Device) -> None:
+        self.run, self.config, self.dataset, self.device = run, run.config, dataset, device
+        config = run.config
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, dataset, device)
+        self.step_model: nn.Module = torch.compile(self.model) if device.compile else self.model  # type: ignore[assignment]
+        self.optimizer = make_optimizer(self.model, config, device.device)
+        self.scaler = device.grad_scaler()
+        self.progress = Progress()
+        sequences = config.batch_size * config.gradient_accumulation_steps
+        self.batches = BatchSampler(dataset.tokens("train"), config.block_size, sequences, config.seed)
+        self.val_stream = dataset.tokens("val")
+        self.picture_batches = picture_batches(config, dataset)
+        elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
+        self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
+        self.metrics = Metrics(run.directory / "metrics.jsonl", self.progress.step)
+        self.tracker = Tracker(config, run.directory, wandb_id)
+
+    def _restore(self, run: Run) -> tuple[float, str | None]:
+        state = run.state
+        assert state is not None
+        if state["data_fingerprint"] != self.dataset.fingerprint:
+            raise UserError(
+                f"{self.dataset.folder} is not the data that {run.directory} was trained on; "
+                f"prepare that again, or start a new run in another --out_dir"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"the newest checkpoint of {run.directory} does not fit its configuration") from error
+        torch.set_rng_state(state["rng"]["cpu"])
+        if "cuda" in state["rng"] and self.device.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        self.progress.step = self.progress.saved_step = state["step"]
+        self.progress.best_val_loss = state["best_val_loss"]
+        return state["elapsed_s"], state["wandb_id"]
+
+    def describe(self) -> None:
+        config, meta = self.config, self.dataset.meta
+        ffn, layers = self.model.num_ffn_parameters(), self.model.spline_layers()
+        kind = f"spline layers, G={config.num_control_points}" if layers else config.ffn
+        print(f"run     {self.run.directory}" + (f", resumed at step {self.progress.step}" if self.run.state else ""))
+        print(
+            f"data    {config.dataset}: {meta.total_tokens('train'):,} tokens to train on, "
+            f"{meta.total_tokens('val'):,} to validate, vocabulary {self.dataset.tokenizer.vocab_size:,}"
+        )
+        print(
+            f"model   {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context "
+            f"{config.block_size}: {self.model.num_parameters():,} parameters, {ffn:,} of them in {kind}"
+        )
+        print(f"device  {self.device}")
+        if layers:
+            print(f"splines computed by {layers[0].resolved_impl} ({layers[0].why_this_impl})")
+        sys.stdout.flush()
+
+    def train(self, stop: StopRequest) -> None:
+        """All steps that are left, with evaluations and checkpoints between; returns early when asked to stop."""
+        config, progress = self.config, self.progress
+        try:
+            while progress.step < config.max_iters and not stop:
+                self._step()
+                self._log_if_due()
+                if self._is_due(config.eval_interval):
+                    with self.stopwatch.pause():
+                        self._save()
+                        self._show()
+            if progress.saved_step != progress.step:
+                self._save()
+        except OSError as error:
+            raise UserError(self._cannot_write(error)) from error
+        finally:
+            self.metrics.close()
+            self.tracker.finish()
+
+    def _is_due(self, interval: int) -> bool:
+        return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters
+
+    def _step(self) -> None:
+        """One optimizer step on gradient_accumulation_steps micro-batches."""
+        progress, config = self.progress, self.config
+        set_learning_rate(self.optimizer, learning_rate(progress.step, config))
+        self.step_model.train()
+        first = self.device.compile and self.stopwatch.step_s != self.stopwatch.step_s
+        x, y = self.batches.batch(progress.step)
+        loss = torch.zeros((), device=self.device.device)
+        for x_part, y_part in zip(x.split(config.batch_size), y.split(config.batch_size), strict=True):
+            with self.device.autocast():
+                _, part = self.step_model(x_part.to(self.device.device), y_part.to(self.device.device))
+            part = part / config.gradient_accumulation_steps
+            self.scaler.scale(part).backward()
+            loss += part.detach()
+        self.scaler.unscale_(self.optimizer)
+        limit = config.grad_clip or math.inf
+        progress.grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        progress.train_loss = float(loss)
+        self._refuse_nonfinite()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        if first:
+            self.stopwatch.restart()  # compiling was in there
+        else:
+            self.stopwatch.step()
+
+    def _refuse_nonfinite(self) -> None:
+        """Stop before the step that would spoil the parameters. (The float16 scaler skips bad gradients itself.)"""
+        progress = self.progress
+        bad_norm = not math.isfinite(progress.grad_norm) and not self.scaler.is_enabled()
+        if math.isfinite(progress.train_loss) and not bad_norm:
+            return
+        if progress.saved_step >= 0:
+            kept = f"the checkpoint of step {progress.saved_step} is as it was"
+        else:
+            kept = "nothing was saved yet"
+        raise UserError(
+            f"step {progress.step + 1} gave a loss of {progress.train_loss:g} and a gradient norm of "
+            f"{progress.grad_norm:g}, and training stopped before using them; {kept}; "
+            f"try a lower --learning_rate (now {self.config.learning_rate:g}) or more --warmup_iters"
+        )
+
+    def _log_if_due(self) -> None:
+        """Evaluate if due; then a progress line, a line of metrics and W&B if either is due."""
+        config, progress, stopwatch = self.config, self.progress, self.stopwatch
+        evaluating = self._is_due(config.eval_interval)
+        if not evaluating and not self._is_due(config.log_interval):
+            return
+        self.device.synchronize()
+        stopwatch.lap()
+        val_loss = None
+        if evaluating:
+            with stopwatch.pause():
+                val_loss = progress.val_loss = evaluate(self.step_model, self.val_stream, config, self.device)
+            progress.is_best = val_loss < progress.best_val_loss
+            progress.best_val_loss = min(val_loss, progress.best_val_loss)
+        rate = learning_rate(progress.step - 1, config)
+        is_best = evaluating and progress.is_best
+        line = progress_line(
+            progress.step,
+            config.max_iters,
+            progress.train_loss,
+            progress.val_loss,
+            is_best,
+            rate,
+            stopwatch,
+            self._mfu(),
+        )
+        print(line, flush=True)
+        record = {
+            "step": progress.step,
+            "train_loss": progress.train_loss,
+            "val_loss": val_loss,
+            "learning_rate": rate,
+            "grad_norm": progress.grad_norm,
+            "tokens_per_second": stopwatch.tokens_per_second,
+            "step_ms": 1000 * stopwatch.step_s,
+            "elapsed_s": stopwatch.elapsed_s,
+        }
+        self.metrics.write(record)
+        self.tracker.log(record, progress.step)
+
+    def _mfu(self) -> float | None:
+        """Share of the GPU's peak that the model's arithmetic reaches, where that peak is known."""
+        peak = self.device.peak_flops()
+        return self.model.flops_per_token() * self.stopwatch.tokens_per_second / peak if peak else None
+
+    def _save(self) -> None:
+        progress = self.progress
+        state = training_state(
+            self.model,
+            self.optimizer,
+            self.scaler,
+            self.config,
+            self.dataset.tokenizer,
+            self.dataset.fingerprint,
+            progress.step,
+            progress.best_val_loss,
+            self.stopwatch.elapsed_s,
+            self.tracker.run_id,
+        )
+        is_best = progress.is_best and self._is_due(self.config.eval_interval)
+        save_checkpoint(self.run.directory, state, is_best, self.config.keep_checkpoints)
+        progress.saved_step = progress.step
+
+    def _show(self) -> None:
+        """Pictures of the splines and a sample. They are for looking at: their failure does not stop the run."""
+        step = self.progress.step
+        try:
+            if self.config.splines:
+                folder = SplinePictures(self.run.directory).draw(self.model, step, self.picture_batches)
+                if folder is not None:
+                    self.tracker.log_picture(folder / "overview.png", step)
+            if self.config.sample_tokens:
+                write_sample(self.model, self.dataset, self.run.directory, step, self.config.sample_tokens)
+        except Exception as error:
+            print(f"pictures and sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
+
+    def _cannot_write(self, error: OSError) -> str:
+        progress, directory = self.progress, self.run.directory
+        kept = f"the checkpoint of step {progress.saved_step} is good" if progress.saved_step >= 0 else "none was saved"
+        return (
+            f"{directory} could not be written at step {progress.step} ({error.strerror or error}); {kept}: "
+            f"make room, then go on with python train.py --out_dir {directory} --resume True"
+        )
+
+    def tell_what_next(self, stop: StopRequest) -> None:
+        directory, progress = self.run.directory, self.progress
+        if stop:
+            print(f"stopped by {stop.signal_name} at step {progress.step}, which is saved; go on with")
+            print(f"  python train.py --out_dir {directory} --resume True")
+            return
+        best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
+        print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
+        if self.model.spline_layers() and self.config.splines:
+            print(f"splines: {SplinePictures(directory).step_folder(progress.step) / 'overview.png'}")
+        print(f"sample:  {python_command('sample.py', directory)}", flush=True)
+
+
+def build_model(config: Config, dataset: Dataset, device: Device) -> GPT:
+    """The model on its device. UserError if the vocabulary or the chosen backend does not fit."""
+    vocab_size = dataset.tokenizer.vocab_size
+    if config.vocab_size and config.vocab_size < vocab_size:
+        raise UserError(f"vocab_size {config.vocab_size} is below the {vocab_size} of {config.dataset}; use 0 or more")
+    try:
+        if config.ffn == "kan":
+            width, tokens = config.n_embd, config.batch_size * config.block_size
+            problem = backends.Problem(width, config.num_control_points, width, device.device, tokens)
+            backends.choose(config.kan_impl, problem)
+        return GPT(config.model_config(vocab_size)).to(device.device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def picture_batches(config: Config, dataset: Dataset) -> list[Batch]:
+    """Validation text whose activations the histograms behind the splines show."""
+    rows = max(1, min(64, PICTURE_TOKENS // config.block_size))
+    return list(evaluation_batches(dataset.tokens("val"), config.block_size, rows, 1))
+
+
+def write_sample(model: GPT, dataset: Dataset, directory: Path, step: int, length: int) -> None:
+    """A sample with a fixed seed, so that the samples of a run show how it learns: samples/step_NNNNNN.txt."""
+    was_training = model.training
+    model.eval()
+    device = model.token_embedding.weight.device
+    generator = torch.Generator(device).manual_seed(SAMPLE_SEED)
+    start = [int(dataset.tokens("val").shards[0][0])]
+    tokens = list(generate(model, start, length, SAMPLE_TEMPERATURE, 0, 1.0, generator))
+    model.train(was_training)
+    folder = directory / "samples"
+    folder.mkdir(exist_ok=True)
+    (folder / f"step_{step:06d}.txt").write_text(dataset.tokenizer.decode(start + tokens) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

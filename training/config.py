@@ -1,0 +1,256 @@
+"""The configuration of a run: one flat frozen dataclass, read from TOML files and the command line by one parser."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from model import GPTConfig
+from training.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+USAGE = "python train.py [configs/NAME.toml] [--key value …]"
+
+
+@dataclass(frozen=True)
+class Config(GPTConfig):
+    """Everything a run depends on. Each field is an option; its text below is the option's help."""
+
+    dataset: str = "stdlib"
+    """A folder under data/ (prepared on the spot if need be), or the path of any prepared folder."""
+    verify_data: bool = True
+    """Compare the data with its SHA-256 before training (1-2 GB a second)."""
+    out_dir: str = ""
+    """Where the run is kept; by default runs/NAME-FFN, numbered if that is taken."""
+    resume: bool = False
+    """Go on from the newest good checkpoint in out_dir, with the run's own configuration."""
+    seed: int = 1337
+    """Seed of initial weights, batches and dropout."""
+
+    batch_size: int = 12
+    """Sequences in one forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes whose gradients make one step; the step sees batch_size times this many sequences."""
+    max_iters: int = 2000
+    """Optimizer steps in all."""
+
+    learning_rate: float = 4e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After warm-up: cosine decay to min_lr, constant with a linear cooldown at the end (wsd), or constant."""
+    warmup_iters: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    lr_decay_iters: int = 0
+    """Step at which the decay ends; 0 means max_iters."""
+    min_lr: float = -1.0
+    """Learning rate at the end of the decay; -1 means a tenth of learning_rate (cosine) or 0 (wsd)."""
+    cooldown_iters: int = 0
+    """Steps of the linear cooldown of schedule wsd; 0 means 40 % of the run."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay on matrices and splines (not on norms and biases)."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: float = 0.99
+    """AdamW's decay of the mean squared gradient."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto: the best there is."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of matrix products (master weights stay float32); auto: bfloat16 on GPUs that have it."""
+    compile: Literal["auto"] | bool = "auto"
+    """Use torch.compile; auto does where it pays and a compiler exists."""
+    num_threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice."""
+
+    eval_interval: int = 250
+    """Steps between evaluations, each followed by a checkpoint, pictures of the splines and a sample."""
+    eval_iters: int = 200
+    """Batches per evaluation, evenly spaced over the validation split; 0 means the whole split."""
+    log_interval: int = 50
+    """Steps between progress lines."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep, besides the best."""
+    splines: bool = True
+    """Draw the splines at every checkpoint."""
+    sample_tokens: int = 200
+    """Length of the sample written at every checkpoint; 0 for none."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Also log to Weights & Biases."""
+    wandb_project: str = "splinegpt"
+    """The W&B project."""
+    wandb_run_name: str = ""
+    """The W&B run's name; by default the name of out_dir."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 1, "batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
+        _at_least(self, 1, "keep_checkpoints")
+        _at_least(self, 0, "max_iters", "seed", "warmup_iters", "lr_decay_iters", "cooldown_iters", "weight_decay")
+        _at_least(self, 0, "grad_clip", "num_threads", "eval_iters", "sample_tokens")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be a finite number above 0; got {self.learning_rate}")
+        if self.min_lr != -1 and not 0 <= self.min_lr <= self.learning_rate:
+            raise ValueError(f"min_lr must be from 0 to learning_rate, or -1 for a default; got {self.min_lr}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1; got {getattr(self, name)}")
+
+    def model_config(self, vocab_size: int) -> GPTConfig:
+        """The part that defines the model, with the dataset's vocabulary filled in."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(GPTConfig)}
+        return GPTConfig(**{**values, "vocab_size": self.vocab_size or vocab_size})
+
+
+def _at_least(config: Config, least: int, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise ValueError(f"{name} must be at least {least}; got {getattr(config, name)}")
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+TYPES: dict[str, Any] = typing.get_type_hints(Config)
+
+
+def parse(arguments: Sequence[str], saved: Path | None = None) -> tuple[Config, Path | None]:
+    """The configuration that a command line means, and the TOML file it names (None if none).
+
+    Later wins: defaults, the `saved` configuration of a run that is resumed, the TOML file, the options.
+    Raises UserError for whatever is unknown, of the wrong type or out of range.
+    """
+    file, options = _split_off_file(arguments)
+    tokens = [token for source in (saved, file) if source for token in _toml_tokens(source)]
+    tokens += options
+    _check_names(tokens)
+    try:
+        return _parse_tokens(tokens), file
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def explicit_options(arguments: Sequence[str]) -> dict[str, str]:
+    """Options given on the command line itself, by name, unparsed."""
+    _, options = _split_off_file(arguments)
+    return dict(_pairs(options))
+
+
+def save(config: Config, path: Path) -> None:
+    """Write every field as TOML. Raises OSError."""
+    values = dataclasses.asdict(config)
+    path.write_text("".join(f"{name} = {_toml_value(value)}\n" for name, value in values.items()), encoding="utf-8")
+
+
+def from_dict(values: object, source: str) -> Config:
+    """A configuration from a checkpoint's mapping; UserError if `source` does not hold one."""
+    if not isinstance(values, dict) or not set(values) <= set(FIELDS):
+        raise UserError(f"{source} holds no configuration of this program; use a checkpoint that train.py wrote")
+    try:
+        return _parse_tokens([token for name, value in values.items() for token in (f"--{name}", str(value))])
+    except (UserError, ValueError) as error:
+        raise UserError(f"{source} holds a damaged configuration: {error}") from error
+
+
+def _split_off_file(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    options = list(arguments)
+    if options and not options[0].startswith("-"):
+        return Path(options[0]), options[1:]
+    return None, options
+
+
+def _toml_tokens(path: Path) -> list[str]:
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(str(file) for file in Path("configs").glob("*.toml"))) or "a TOML file"
+        raise UserError(f"there is no config file {path}; use {there}, or options alone: {USAGE}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a config file ({error}); use a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML ({error}); write one `key = value` a line") from error
+    for name, value in entries.items():
+        if isinstance(value, dict | list):
+            raise UserError(f"{path}: {name} must be a single value, not a table or list; write `{name} = value`")
+        if name not in FIELDS:
+            raise UserError(f"{path}: {_unknown(name)}")
+    return [token for name, value in entries.items() for token in (f"--{name}", str(value))]
+
+
+def _pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """[--key, value, --key=value, …] → [(key, value), …], - and _ alike."""
+    pairs, rest = [], list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            raise UserError(f"{token!r} is not an option; write {USAGE}")
+        name, equals, value = token[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in FIELDS:
+            raise UserError(_unknown(name))
+        if not equals:
+            if not rest or (rest[0].startswith("--") and rest[0] != "--"):
+                raise UserError(f"option --{name} has no value; write --{name} VALUE{_allowed(name)}")
+            value = rest.pop(0)
+        pairs.append((name, value))
+    return pairs
+
+
+def _check_names(tokens: Sequence[str]) -> None:
+    if not {"-h", "--help"} & set(tokens):
+        _pairs(tokens)
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, FIELDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else "see python train.py --help for all options"
+    return f"unknown option {name}; {hint}"
+
+
+def _parse_tokens(tokens: Sequence[str]) -> Config:
+    """Typed by tyro value by value: its report of a bad value in a whole command line is a box of several lines."""
+    if {"-h", "--help"} & set(tokens):
+        return tyro.cli(Config, args=["--help"], prog="train.py", config=(tyro.conf.FlagConversionOff,))
+    return Config(**{name: _typed(name, value) for name, value in _pairs(tokens)})
+
+
+def _typed(name: str, value: str) -> Any:
+    if TYPES[name] is str:
+        return value
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return tyro.cli(TYPES[name], args=[value], config=(tyro.conf.FlagConversionOff,))
+    except SystemExit:
+        raise UserError(f"{name} cannot be {value!r}; write --{name} VALUE{_allowed(name)}") from None
+
+
+def _allowed(name: str) -> str:
+    """The values that an option takes, as a clause."""
+    choices = [*typing.get_args(TYPES[name])] or [TYPES[name]]
+    flat: list[Any] = []
+    for choice in choices:
+        flat += typing.get_args(choice) or [choice]
+    words = ["True, False" if choice is bool else getattr(choice, "__name__", str(choice)) for choice in flat]
+    return f" with one of {', '.join(words)}" if len(words) > 1 or bool in flat else f" with a value of type {words[0]}"
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value)

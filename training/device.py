@@ -1,0 +1,121 @@
+"""Where a run computes, in which precision, and whether compiled: decided once, here, and said in words."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from training.config import Config
+from training.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Dense bf16 peak in TFLOP/s by a part of the device name, from the makers' data sheets. MFU is given for these only.
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "RTX 3090": 71.0}
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device, the precision of matrix products, and whether to compile, each with its reason."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    why_compile: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss in float16, whose small gradients vanish; passes everything through otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_flops(self) -> float | None:
+        """bf16 peak in FLOP/s of a GPU that is in the table, else None."""
+        if self.device.type != "cuda" or self.dtype is torch.float32:
+            return None
+        name = torch.cuda.get_device_name(self.device)
+        return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        compiled = "compiled" if self.compile else "not compiled"
+        return f"{name}{threads}, {str(self.dtype).removeprefix('torch.')}, {compiled} ({self.why_compile})"
+
+
+def choose_device(config: Config) -> Device:
+    """What the configuration asks for, or the best there is; UserError if this machine cannot do it."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    device = _find_device(config.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # tf32
+    compiled, why = _decide_compile(config, device)
+    return Device(device, _find_dtype(config.dtype, device), compiled, why)
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but this PyTorch finds no CUDA GPU; use --device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name} was asked for, but there are only {torch.cuda.device_count()} GPUs")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device mps was asked for, but this machine has none; use --device cpu or auto")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}")
+    return device
+
+
+def _find_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name == "float16" and device.type != "cuda":
+        raise UserError(f"dtype float16 needs a CUDA GPU, not {device.type}; use --dtype bfloat16 or float32")
+    return DTYPES[name]
+
+
+def _decide_compile(config: Config, device: torch.device) -> tuple[bool, str]:
+    missing = _missing_compiler(device)
+    if config.compile is True:
+        if missing:
+            print(f"compile: off, although asked for: {missing}", flush=True)
+        return missing is None, missing or "asked for"
+    if config.compile is False:
+        return False, "asked for"
+    if missing:
+        return False, missing
+    if device.type == "cuda":
+        return True, "pays on GPUs"
+    # Measured in docs/log.md: on a CPU the plain backends are memory-bound matmuls that Inductor does not speed up.
+    return False, f"does not pay on {device.type}"
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    if device.type == "mps":
+        return "torch.compile is not used on mps"
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return "torch.compile needs a C++ compiler, and there is none on the PATH"
+    if device.type == "cuda":
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            return "torch.compile needs triton on GPUs, and it is not installed"
+    return None

@@ -1,0 +1,119 @@
+"""Progress: throughput without the time for anything but training, a line per log step, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Stopwatch:
+    """Measures training steps. Compiling, evaluating, saving and drawing happen in `pause` and do not count."""
+
+    def __init__(self, tokens_per_step: int, elapsed_s: float = 0.0) -> None:
+        self.tokens_per_step = tokens_per_step
+        self._earlier = elapsed_s  # of the run before it was resumed
+        self._start = self._window_start = time.perf_counter()
+        self._paused = 0.0
+        self._steps = 0
+        self.step_s = float("nan")
+
+    def step(self) -> None:
+        self._steps += 1
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def restart(self) -> None:
+        """Forget the steps since the last lap: they held something, like compiling, that is not training."""
+        self._window_start, self._paused, self._steps = time.perf_counter(), 0.0, 0
+
+    def lap(self) -> None:
+        """Average `step_s` over the steps since the last lap, and start the next."""
+        if self._steps:
+            self.step_s = (time.perf_counter() - self._window_start - self._paused) / self._steps
+        self.restart()
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_per_step / self.step_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time of the run, everything included, and that before a resume."""
+        return self._earlier + time.perf_counter() - self._start
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, the record that plots and tests read."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Append to `path`, without what a resumed run had written after `resume_step`, or half a last line."""
+        kept = [line for line in _valid_lines(path) if json.loads(line)["step"] <= resume_step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
+
+    def write(self, record: dict[str, Any]) -> None:
+        finite = {name: None if value != value else value for name, value in record.items()}  # JSON has no NaN
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _valid_lines(path: Path) -> Iterator[str]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if isinstance(json.loads(line).get("step"), int):
+                yield line
+        except (ValueError, AttributeError):
+            continue
+
+
+def progress_line(
+    step: int,
+    max_iters: int,
+    train_loss: float,
+    val_loss: float | None,
+    is_best: bool,
+    learning_rate: float,
+    stopwatch: Stopwatch,
+    mfu: float | None = None,
+) -> str:
+    """`step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`."""
+    parts = [f"step {step}/{max_iters} {100 * step // max(1, max_iters)}%", f"loss {train_loss:.3f}"]
+    if val_loss is not None:
+        parts.append(f"val {val_loss:.3f}{'*' if is_best else ''}")
+    parts.append(f"lr {learning_rate:.1e}")
+    if stopwatch.step_s == stopwatch.step_s:  # not NaN: at least one step was timed
+        parts.append(f"{_short(stopwatch.tokens_per_second)} tok/s")
+        parts.append(f"{1000 * stopwatch.step_s:.{0 if stopwatch.step_s >= 0.1 else 1}f} ms")
+        if mfu is not None:
+            parts.append(f"mfu {100 * mfu:.1f}%")
+        parts.append(f"eta {duration(stopwatch.step_s * (max_iters - step))}")
+    return " | ".join(parts)
+
+
+def _short(number: float) -> str:
+    for divisor, suffix in ((1e6, "M"), (1e3, "k")):
+        if number >= divisor:
+            return f"{number / divisor:.1f}{suffix}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """mm:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

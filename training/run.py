@@ -1,0 +1,116 @@
+"""The directory of a run: a new one or one to resume, with its resolved configuration and newest checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model import GPTConfig
+from training.checkpoint import checkpoint_folder, newest_good_state
+from training.config import Config, parse, save
+from training.errors import UserError
+
+CONFIG_FILE = "config.toml"
+MAY_CHANGE = {"kan_impl", "dropout"}  # of the model's options: they leave the parameters as they are
+MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"dataset", "seed"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives, its configuration, and the checkpoint to go on from (None: from the start)."""
+
+    directory: Path
+    config: Config
+    state: dict[str, Any] | None
+
+    @property
+    def resumed_step(self) -> int:
+        return self.state["step"] if self.state else 0
+
+
+def open_run(arguments: Sequence[str]) -> Run:
+    """Parse the command line and make or find the run's directory. Raises UserError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training on several processes is not supported yet; start train.py without torchrun")
+    config, file = parse(arguments)
+    name = f"{file.stem if file else Path(config.dataset).name}-{config.ffn}"
+    run = _resume(arguments, config, name) if config.resume else _start(config, name)
+    _write_config(run)
+    return run
+
+
+def _start(config: Config, name: str) -> Run:
+    if not config.out_dir:
+        return Run(next(path for path in _numbered(name) if not path.exists()), config, None)
+    directory = Path(config.out_dir)
+    if checkpoint_folder(directory).is_dir() and any(checkpoint_folder(directory).glob("*.pt")):
+        raise UserError(f"{directory} already holds a run; go on with it by --resume True, or choose another --out_dir")
+    return Run(directory, config, None)
+
+
+def _numbered(name: str):
+    yield Path("runs") / name
+    number = 2
+    while True:
+        yield Path("runs") / f"{name}-{number}"
+        number += 1
+
+
+def _resume(arguments: Sequence[str], config: Config, name: str) -> Run:
+    directory = Path(config.out_dir) if config.out_dir else _last_existing(name)
+    if not (directory / CONFIG_FILE).is_file():
+        raise UserError(f"{directory} holds no run to resume; name one with --out_dir, or leave --resume out")
+    config, _ = parse(arguments, saved=directory / CONFIG_FILE)
+    state = newest_good_state(directory)
+    if state is None:
+        print(f"{directory} has no checkpoint yet: starting from step 0", flush=True)
+        return Run(directory, config, None)
+    _refuse_contradictions(config, state[0]["config"], state[1])
+    return Run(directory, config, state[0])
+
+
+def _last_existing(name: str) -> Path:
+    directory = Path("runs") / name
+    for path in _numbered(name):
+        if not path.exists():
+            return directory
+        directory = path
+    raise AssertionError  # the numbers do not end
+
+
+def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) -> None:
+    wanted = dataclasses.asdict(config)
+    different = sorted(name for name in saved if name in wanted and wanted[name] != saved[name])
+    refused = [f"{name}={wanted[name]} (it has {saved[name]})" for name in different if name in MUST_STAY]
+    if refused:
+        raise UserError(
+            f"{path} cannot go on with {', '.join(refused)}; leave these options out to keep the run's own, "
+            f"or start a new run in another --out_dir"
+        )
+    changed = [f"{name} {saved[name]} → {wanted[name]}" for name in different if name not in ("out_dir", "resume")]
+    if changed:
+        print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
+
+
+def _write_config(run: Run) -> None:
+    """Keep the resolved configuration, so that `--out_dir DIR --resume True` is enough to go on."""
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        resolved = dataclasses.replace(run.config, out_dir=str(run.directory), resume=False)
+        temporary = run.directory / f".{CONFIG_FILE}.tmp"
+        save(resolved, temporary)
+        temporary.replace(run.directory / CONFIG_FILE)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{run.directory} cannot be written ({reason}); choose another --out_dir") from error
+
+
+def python_command(script: str, directory: Path) -> str:
+    """The command line that runs a script of this program on a run, to be shown to the user."""
+    interpreter = "python" if Path(sys.executable).name.startswith("python") else sys.executable
+    return f"{interpreter} {script} {directory}"
