@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from training.batches import Batch, evaluation_batches
 from training.checkpoint import LoadedCheckpoint, load_checkpoint
 from training.dataset import Dataset, ensure_prepared
 from training.errors import UserError, exit_on_user_error
+from training.options import OptionParser
 from training.pictures import SplinePictures
 
+USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
 FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -38,7 +41,7 @@ class Options:
 
 @exit_on_user_error
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])
     check(options)
     checkpoint = load_checkpoint(options.out_dir, options.step)
     layers = layers_to_draw(checkpoint.model, options)

@@ -14,7 +14,10 @@ from torch import Tensor
 from model import GPT
 from training.checkpoint import load_checkpoint
 from training.errors import UserError, exit_on_user_error
+from training.options import OptionParser
 from training.tokenizer import Tokenizer
+
+USAGE = "python sample.py OUT_DIR [--prompt TEXT] [--key value …]"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Options:
 
 @exit_on_user_error
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])
     checkpoint = load_checkpoint(options.out_dir, options.step)
     model = move(checkpoint.model, options.device)
     tokens = encode_prompt(options.prompt, checkpoint.tokenizer)

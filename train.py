@@ -67,6 +67,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(config, dataset, device)
         self.step_model: nn.Module = torch.compile(self.model) if device.compile else self.model  # type: ignore[assignment]
+        self.compiling = device.compile  # in the first step, which is not timed
         self.optimizer = make_optimizer(self.model, config, device.device)
         self.scaler = device.grad_scaler()
         self.progress = Progress()
@@ -76,6 +77,7 @@ class Trainer:
         self.picture_batches = picture_batches(config, dataset)
         elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
+        run.create()
         self.metrics = Metrics(run.directory / "metrics.jsonl", self.progress.step)
         self.tracker = Tracker(config, run.directory, wandb_id)
 
@@ -145,7 +147,6 @@ class Trainer:
         progress, config = self.progress, self.config
         set_learning_rate(self.optimizer, learning_rate(progress.step, config))
         self.step_model.train()
-        first = self.device.compile and self.stopwatch.step_s != self.stopwatch.step_s
         x, y = self.batches.batch(progress.step)
         loss = torch.zeros((), device=self.device.device)
         for x_part, y_part in zip(x.split(config.batch_size), y.split(config.batch_size), strict=True):
@@ -163,8 +164,9 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        if first:
-            self.stopwatch.restart()  # compiling was in there
+        if self.compiling:
+            self.compiling = False
+            self.stopwatch.restart()
         else:
             self.stopwatch.step()
 
@@ -195,7 +197,7 @@ class Trainer:
         val_loss = None
         if evaluating:
             with stopwatch.pause():
-                val_loss = progress.val_loss = evaluate(self.step_model, self.val_stream, config, self.device)
+                val_loss = progress.val_loss = evaluate(self.model, self.val_stream, config, self.device)
             progress.is_best = val_loss < progress.best_val_loss
             progress.best_val_loss = min(val_loss, progress.best_val_loss)
         rate = learning_rate(progress.step - 1, config)

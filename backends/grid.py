@@ -24,9 +24,15 @@ def locate(x: Tensor, num_control_points: int, spline_width: float) -> tuple[Ten
     ±Inf, which then spoils the outputs of their own row.
     """
     u = knot_units(x, num_control_points, spline_width)
-    cell = u.nan_to_num(nan=0.0).floor().clamp(0, num_control_points - 2)
-    position = (u - cell).to(accumulation_dtype(x.dtype))
-    return cell.long(), position
+    cell = find_cell(u, num_control_points)
+    return cell, (u - cell).to(accumulation_dtype(x.dtype))
+
+
+def find_cell(u: Tensor, num_control_points: int) -> Tensor:
+    """Number of the cell at position `u` in knot units; int64, 0 … G-2 whatever u is."""
+    last = num_control_points - 2
+    # Truncation is floor once u is not negative. What NaN converts to differs by machine, hence the second clamp.
+    return u.clamp(0, last).long().clamp_(0, last)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import io
+import json
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Literal
 
 from model import GPTConfig
 from training.errors import UserError
+from training.options import OptionParser
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,8 +119,7 @@ def _at_least(config: Config, least: int, *names: str) -> None:
             raise ValueError(f"{name} must be at least {least}; got {getattr(config, name)}")
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-TYPES: dict[str, Any] = typing.get_type_hints(Config)
+PARSER = OptionParser(Config, USAGE)
 
 
 def parse(arguments: Sequence[str], saved: Path | None = None) -> tuple[Config, Path | None]:
@@ -133,20 +128,10 @@ def parse(arguments: Sequence[str], saved: Path | None = None) -> tuple[Config, 
     Later wins: defaults, the `saved` configuration of a run that is resumed, the TOML file, the options.
     Raises UserError for whatever is unknown, of the wrong type or out of range.
     """
-    file, options = _split_off_file(arguments)
+    file = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    options = arguments[1:] if file else arguments
     tokens = [token for source in (saved, file) if source for token in _toml_tokens(source)]
-    tokens += options
-    _check_names(tokens)
-    try:
-        return _parse_tokens(tokens), file
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def explicit_options(arguments: Sequence[str]) -> dict[str, str]:
-    """Options given on the command line itself, by name, unparsed."""
-    _, options = _split_off_file(arguments)
-    return dict(_pairs(options))
+    return PARSER.parse([*tokens, *options]), file
 
 
 def save(config: Config, path: Path) -> None:
@@ -157,19 +142,12 @@ def save(config: Config, path: Path) -> None:
 
 def from_dict(values: object, source: str) -> Config:
     """A configuration from a checkpoint's mapping; UserError if `source` does not hold one."""
-    if not isinstance(values, dict) or not set(values) <= set(FIELDS):
+    if not isinstance(values, dict) or not set(values) <= set(PARSER.fields):
         raise UserError(f"{source} holds no configuration of this program; use a checkpoint that train.py wrote")
     try:
-        return _parse_tokens([token for name, value in values.items() for token in (f"--{name}", str(value))])
-    except (UserError, ValueError) as error:
+        return PARSER.parse([f"--{name}={value}" for name, value in values.items()])
+    except UserError as error:
         raise UserError(f"{source} holds a damaged configuration: {error}") from error
-
-
-def _split_off_file(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    options = list(arguments)
-    if options and not options[0].startswith("-"):
-        return Path(options[0]), options[1:]
-    return None, options
 
 
 def _toml_tokens(path: Path) -> list[str]:
@@ -185,72 +163,15 @@ def _toml_tokens(path: Path) -> list[str]:
     for name, value in entries.items():
         if isinstance(value, dict | list):
             raise UserError(f"{path}: {name} must be a single value, not a table or list; write `{name} = value`")
-        if name not in FIELDS:
-            raise UserError(f"{path}: {_unknown(name)}")
-    return [token for name, value in entries.items() for token in (f"--{name}", str(value))]
-
-
-def _pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
-    """[--key, value, --key=value, …] → [(key, value), …], - and _ alike."""
-    pairs, rest = [], list(tokens)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--"):
-            raise UserError(f"{token!r} is not an option; write {USAGE}")
-        name, equals, value = token[2:].partition("=")
-        name = name.replace("-", "_")
-        if name not in FIELDS:
-            raise UserError(_unknown(name))
-        if not equals:
-            if not rest or (rest[0].startswith("--") and rest[0] != "--"):
-                raise UserError(f"option --{name} has no value; write --{name} VALUE{_allowed(name)}")
-            value = rest.pop(0)
-        pairs.append((name, value))
-    return pairs
-
-
-def _check_names(tokens: Sequence[str]) -> None:
-    if not {"-h", "--help"} & set(tokens):
-        _pairs(tokens)
-
-
-def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, FIELDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else "see python train.py --help for all options"
-    return f"unknown option {name}; {hint}"
-
-
-def _parse_tokens(tokens: Sequence[str]) -> Config:
-    """Typed by tyro value by value: its report of a bad value in a whole command line is a box of several lines."""
-    if {"-h", "--help"} & set(tokens):
-        return tyro.cli(Config, args=["--help"], prog="train.py", config=(tyro.conf.FlagConversionOff,))
-    return Config(**{name: _typed(name, value) for name, value in _pairs(tokens)})
-
-
-def _typed(name: str, value: str) -> Any:
-    if TYPES[name] is str:
-        return value
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(TYPES[name], args=[value], config=(tyro.conf.FlagConversionOff,))
-    except SystemExit:
-        raise UserError(f"{name} cannot be {value!r}; write --{name} VALUE{_allowed(name)}") from None
-
-
-def _allowed(name: str) -> str:
-    """The values that an option takes, as a clause."""
-    choices = [*typing.get_args(TYPES[name])] or [TYPES[name]]
-    flat: list[Any] = []
-    for choice in choices:
-        flat += typing.get_args(choice) or [choice]
-    words = ["True, False" if choice is bool else getattr(choice, "__name__", str(choice)) for choice in flat]
-    return f" with one of {', '.join(words)}" if len(words) > 1 or bool in flat else f" with a value of type {words[0]}"
+        try:
+            PARSER.known(name)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return [f"--{name}={value}" for name, value in entries.items()]
 
 
 def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return str(value)
+    # JSON's strings are TOML's, but for a character that JSON need not escape.
+    return json.dumps(value).replace("\x7f", "\\u007f") if isinstance(value, str) else str(value)

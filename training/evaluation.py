@@ -13,7 +13,10 @@ TOKENS_AT_ONCE = 8192  # a whole-split evaluation takes larger batches than trai
 
 @torch.no_grad()
 def evaluate(model: nn.Module, stream: TokenStream, config: Config, device: Device) -> float:
-    """Mean cross entropy per token, in nats; over the whole split if config.eval_iters is 0."""
+    """Mean cross entropy per token, in nats; over the whole split if config.eval_iters is 0.
+
+    Give it the uncompiled model: batches of other shapes than in training would be compiled anew.
+    """
     was_training = model.training
     model.eval()
     rows = config.batch_size if config.eval_iters else max(config.batch_size, TOKENS_AT_ONCE // config.block_size)

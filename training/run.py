@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,26 @@ class Run:
     config: Config
     state: dict[str, Any] | None
 
-    @property
-    def resumed_step(self) -> int:
-        return self.state["step"] if self.state else 0
+    def create(self) -> None:
+        """Make the directory and keep the resolved configuration in it: `--out_dir DIR --resume True` then suffices."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            resolved = dataclasses.replace(self.config, out_dir=str(self.directory), resume=False)
+            temporary = self.directory / f".{CONFIG_FILE}.tmp"
+            save(resolved, temporary)
+            temporary.replace(self.directory / CONFIG_FILE)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.directory} cannot be written ({reason}); choose another --out_dir") from error
 
 
 def open_run(arguments: Sequence[str]) -> Run:
-    """Parse the command line and make or find the run's directory. Raises UserError."""
+    """Parse the command line and find the run's directory; nothing is written yet. Raises UserError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("training on several processes is not supported yet; start train.py without torchrun")
     config, file = parse(arguments)
     name = f"{file.stem if file else Path(config.dataset).name}-{config.ffn}"
-    run = _resume(arguments, config, name) if config.resume else _start(config, name)
-    _write_config(run)
-    return run
+    return _resume(arguments, config, name) if config.resume else _start(config, name)
 
 
 def _start(config: Config, name: str) -> Run:
@@ -53,7 +59,7 @@ def _start(config: Config, name: str) -> Run:
     return Run(directory, config, None)
 
 
-def _numbered(name: str):
+def _numbered(name: str) -> Iterator[Path]:
     yield Path("runs") / name
     number = 2
     while True:
@@ -95,19 +101,6 @@ def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) ->
     changed = [f"{name} {saved[name]} → {wanted[name]}" for name in different if name not in ("out_dir", "resume")]
     if changed:
         print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
-
-
-def _write_config(run: Run) -> None:
-    """Keep the resolved configuration, so that `--out_dir DIR --resume True` is enough to go on."""
-    try:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        resolved = dataclasses.replace(run.config, out_dir=str(run.directory), resume=False)
-        temporary = run.directory / f".{CONFIG_FILE}.tmp"
-        save(resolved, temporary)
-        temporary.replace(run.directory / CONFIG_FILE)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{run.directory} cannot be written ({reason}); choose another --out_dir") from error
 
 
 def python_command(script: str, directory: Path) -> str:

@@ -1,0 +1,342 @@
+"""A configuration means the same in TOML, on the command line and in a checkpoint; anything else is a UserError."""
+
+import ast
+import dataclasses
+import inspect
+import math
+import tempfile
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from backends import IMPLS
+from kan_layer import VARIANTS
+from model import GPTConfig
+from tests.runs import ROOT, call
+from train import main
+from training import config as config_module
+from training.config import FIELDS, TYPES, Config, explicit_options, from_dict, parse, save
+from training.errors import UserError
+from training.schedule import learning_rate
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+POSITIVE = st.floats(1e-12, 1e12)
+SPECIAL: dict[str, st.SearchStrategy[Any]] = {
+    "kan_impl": st.sampled_from(IMPLS),
+    "kan_variant": st.sampled_from(VARIANTS),
+    "num_control_points": st.integers(2, 100),
+    "spline_width": POSITIVE,
+    "dropout": st.floats(0, 1, exclude_max=True),
+    "beta1": st.floats(0, 1, exclude_max=True),
+    "beta2": st.floats(0, 1, exclude_max=True),
+    "learning_rate": POSITIVE,
+    "min_lr": st.just(-1.0),
+    "out_dir": TEXT,
+}
+
+
+def values_of(name: str) -> st.SearchStrategy[Any]:
+    kind = TYPES[name]
+    if name in SPECIAL:
+        return SPECIAL[name]
+    if kind is bool:
+        return st.booleans()
+    if kind is int:
+        return st.integers(1, 10**9)
+    if kind is float:
+        return st.floats(0, 1e12)
+    if kind is str:
+        return TEXT
+    if name == "compile":
+        return st.sampled_from(["auto", True, False])
+    return st.sampled_from(typing.get_args(kind))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    values = {name: draw(values_of(name)) for name in FIELDS}
+    values["n_head"] = draw(st.integers(1, 16))
+    values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 16))
+    if draw(st.booleans()):
+        values["min_lr"] = draw(st.floats(0, values["learning_rate"]))
+    return Config(**values)
+
+
+def in_toml(text: str | bytes) -> Config:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "some.toml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        found, file = parse([str(path)])
+        assert file == path
+        return found
+
+
+@settings(deadline=None, max_examples=100)
+@given(configs())
+@example(Config(wandb_run_name="two\nlines"))
+@example(Config(wandb_run_name="--out_dir"))
+@example(Config(wandb_run_name="-h"))
+@example(Config(wandb_run_name='C:\\new "run"'))
+def test_a_saved_configuration_is_read_back_equal(config: Config) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.toml"
+        save(config, path)
+        assert parse([str(path)])[0] == config
+        assert parse([], saved=path)[0] == config
+
+
+@settings(deadline=None, max_examples=100)
+@given(configs())
+@example(Config(wandb_run_name="-h"))
+def test_the_command_line_and_a_checkpoint_mean_the_same(config: Config) -> None:
+    values = dataclasses.asdict(config)
+    assert parse([f"--{name}={value}" for name, value in values.items()]) == (config, None)
+    assert from_dict(values, "a checkpoint") == config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--n_layer", "7"], ["--n-layer", "7"], ["--n_layer=7"], ["--n-layer=7"], ["--n_layer", "3", "--n-layer=7"]],
+)
+def test_every_spelling_of_an_option_means_the_same(arguments: list[str]) -> None:
+    assert parse(arguments) == (Config(n_layer=7), None)
+    assert explicit_options(arguments) == {"n_layer": "7"}
+
+
+def test_the_command_line_beats_the_file_and_the_file_beats_the_saved_run(tmp_path: Path) -> None:
+    file, saved = tmp_path / "some.toml", tmp_path / "saved.toml"
+    save(Config(n_layer=5, n_head=2, block_size=9), saved)
+    file.write_text("n_layer = 6\nn_head = 8\n")
+    found, _ = parse([str(file), "--n_layer", "7"], saved=saved)
+    assert found == Config(n_layer=7, n_head=8, block_size=9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("n_layers", "n_layer"), ("learning-rte", "learning_rate"), ("max_iter", "max_iters"), ("kan_imp", "kan_impl")],
+)
+def test_a_misspelled_option_gets_the_right_suggestion(wrong: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"unknown option .*did you mean {meant}\?") as on_command_line:
+        parse([f"--{wrong}", "3"])
+    with pytest.raises(UserError, match=rf"some.toml: unknown option .*did you mean {meant}\?"):
+        in_toml(f"{wrong} = 3\n")
+    assert "\n" not in str(on_command_line.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_layer", "2.5"),
+        ("n_layer", "two"),
+        ("n_layer", ""),
+        ("n_layer", "--help"),
+        ("learning_rate", "fast"),
+        ("learning_rate", "nan"),
+        ("learning_rate", "inf"),
+        ("learning_rate", "0"),
+        ("weight_decay", "nan"),
+        ("weight_decay", "inf"),
+        ("grad_clip", "-1"),
+        ("beta1", "1"),
+        ("dropout", "1"),
+        ("dropout", "nan"),
+        ("resume", "perhaps"),
+        ("compile", "maybe"),
+        ("schedule", "linear"),
+        ("ffn", "moe"),
+        ("wandb", "yes"),
+        ("min_lr", "1"),
+        ("batch_size", "0"),
+        ("eval_interval", "0"),
+        ("keep_checkpoints", "0"),
+        ("seed", "-1"),
+        ("spline_width", "nan"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=name) as refused:
+        parse([f"--{name}={value}"])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("arguments", [["--n_layer"], ["--n_layer", "--n_head", "2"], ["--n_layer", "2", "stray"]])
+def test_a_command_line_with_a_gap_or_a_stray_word_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(UserError):
+        parse(arguments)
+
+
+@pytest.mark.parametrize("text", ["n_layer = [1]", "[n_layer]\nx = 1", "n_layer", "n_layer = 1\nn_layer = 2", b"\xff"])
+def test_a_file_that_is_no_flat_toml_is_refused(text: str | bytes) -> None:
+    with pytest.raises(UserError, match=r"some\.toml"):
+        in_toml(text)
+
+
+# Help is asked for by -h and --help; every other token is data, and no argument holds a zero byte.
+TOKENS = st.one_of(
+    st.sampled_from([f"--{name}" for name in FIELDS]),
+    st.sampled_from([f"--{name}=".replace("_", "-") for name in FIELDS]),
+    st.sampled_from(
+        ["--", "-", "--=", "=", "-1", "1", "1e9999", "0x10", "True", "auto", "nan", "None", "--n_layer=-h"]
+    ),
+    st.builds("--{}={}".format, st.sampled_from(list(FIELDS)), st.text(max_size=8)),
+    st.text(max_size=8),
+).filter(lambda token: token not in ("-h", "--help") and "\0" not in token)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(TOKENS, max_size=6))
+@example(["--n_layer", "1" * 5000])
+@example(["a" * 5000])
+def test_no_command_line_does_anything_but_parse_or_say_why_not(tokens: list[str]) -> None:
+    try:
+        found, _ = parse(tokens)
+    except UserError as error:
+        assert str(error)
+    else:
+        assert isinstance(found, Config)
+
+
+TOML_VALUES = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(['"-h"', '"--help"', '"--n_layer"', "true", "[]", "{}", "1979-05-27", '"""a\nb"""', "0b1", "''"]),
+    st.text(max_size=6).map(lambda text: f'"{text}"'),
+)
+TOML_LINES = st.one_of(
+    st.builds("{} = {}".format, st.sampled_from(list(FIELDS)), TOML_VALUES),
+    st.text(max_size=12),
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(TOML_LINES, max_size=4).map("\n".join))
+@example('dataset = "-h"')
+@example('dataset = "--help"')
+@example("n_layer = " + "1" * 5000)
+@example("n_layer = " + "[" * 3000)
+def test_no_toml_does_anything_but_parse_or_say_why_not(text: str) -> None:
+    try:
+        found = in_toml(text.encode(errors="surrogatepass"))
+    except UserError as error:
+        assert str(error)
+    else:
+        assert isinstance(found, Config)
+
+
+def documented_fields(cls: type) -> dict[str, str]:
+    """The fields of a dataclass that are followed by a string, by the source itself."""
+    body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
+    found = {}
+    for field, text in zip(body, body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            found[field.target.id] = text.value.value
+    return found
+
+
+def test_every_field_has_a_help_text_and_help_shows_it() -> None:
+    texts = documented_fields(GPTConfig) | documented_fields(Config)
+    assert set(texts) == set(FIELDS) and all(text.strip() for text in texts.values())
+    shown = call(main, "--help")
+    assert shown.code == 0 and not shown.err
+    letters = "".join(filter(str.isalnum, shown.out))
+    for name, text in texts.items():
+        assert "".join(filter(str.isalnum, name)) in letters
+        assert "".join(filter(str.isalnum, text)) in letters, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_config_parses(path: Path) -> None:
+    assert isinstance(parse([str(path)])[0], Config)
+    assert config_module.parse([str(path), "--ffn", "mlp"])[0].ffn == "mlp"
+
+
+@st.composite
+def scheduled(draw: st.DrawFn, schedule: str) -> Config:
+    peak = draw(st.floats(1e-6, 1.0))
+    floor = draw(st.one_of(st.just(-1.0), st.floats(0, peak)))
+    steps = draw(st.integers(2, 500))
+    warmup = draw(st.integers(0, steps - 1))
+    end = draw(st.one_of(st.just(0), st.integers(warmup + 1, 600)))
+    cooldown = draw(st.integers(0, (end or steps) - warmup))
+    return Config(
+        schedule=schedule,  # type: ignore[arg-type]
+        learning_rate=peak,
+        min_lr=floor,
+        max_iters=steps,
+        warmup_iters=warmup,
+        lr_decay_iters=end,
+        cooldown_iters=cooldown,
+    )
+
+
+def end_of(config: Config) -> int:
+    return config.lr_decay_iters or config.max_iters
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["cosine", "wsd", "constant"]).flatmap(scheduled))
+def test_warm_up_is_linear_from_near_zero_and_no_rate_is_above_the_peak(config: Config) -> None:
+    peak, warmup = config.learning_rate, config.warmup_iters
+    rates = [learning_rate(step, config) for step in range(max(config.max_iters, end_of(config)) + 5)]
+    assert min(rates) >= 0 and max(rates) <= peak * (1 + 1e-12)
+    for step, rate in enumerate(rates[:warmup]):
+        assert rate == pytest.approx(peak * (step + 1) / (warmup + 1))
+    assert rates[0] <= peak / min(warmup + 1, 2) * (1 + 1e-12)
+
+
+@settings(deadline=None)
+@given(scheduled("cosine"))
+def test_cosine_is_nanogpts_schedule(config: Config) -> None:
+    peak, warmup, decay = config.learning_rate, config.warmup_iters, end_of(config)
+    min_lr = peak / 10 if config.min_lr == -1 else config.min_lr
+
+    def get_lr(it: int) -> float:  # github.com/karpathy/nanoGPT, train.py
+        if it < warmup:
+            return peak * (it + 1) / (warmup + 1)
+        if it > decay:
+            return min_lr
+        decay_ratio = (it - warmup) / (decay - warmup)
+        coeff = 0.5 * (1.0 + math.cos(math.pi * decay_ratio))
+        return min_lr + coeff * (peak - min_lr)
+
+    for step in range(decay + 10):
+        assert learning_rate(step, config) == pytest.approx(get_lr(step), rel=1e-9, abs=1e-18)
+
+
+@settings(deadline=None)
+@given(scheduled("cosine"))
+def test_cosine_falls_without_jumps_from_the_peak_to_its_floor(config: Config) -> None:
+    peak, warmup, decay = config.learning_rate, config.warmup_iters, end_of(config)
+    floor = peak / 10 if config.min_lr == -1 else config.min_lr
+    rates = [learning_rate(step, config) for step in range(warmup, decay + 3)]
+    assert rates[0] == pytest.approx(peak) and rates[-3:] == pytest.approx([floor] * 3)
+    steepest = math.pi / 2 * (peak - floor) / (decay - warmup)  # of a cosine
+    for before, after in zip(rates, rates[1:], strict=False):
+        assert -1e-12 * peak <= before - after <= steepest + 1e-12 * peak
+
+
+@settings(deadline=None)
+@given(scheduled("wsd"))
+def test_wsd_is_constant_and_then_a_straight_line_to_its_floor(config: Config) -> None:
+    peak, decay = config.learning_rate, end_of(config)
+    floor = 0.0 if config.min_lr == -1 else config.min_lr
+    cooldown = config.cooldown_iters or max(1, round(0.4 * decay))
+    for step in range(config.warmup_iters, decay + 5):
+        share = min(1.0, max(0, decay - step) / cooldown)
+        assert learning_rate(step, config) == pytest.approx(floor + share * (peak - floor), abs=1e-18)
+    assert learning_rate(decay, config) == pytest.approx(floor, abs=1e-18)
+
+
+def test_a_constant_schedule_stays_at_the_peak() -> None:
+    config = Config(schedule="constant", learning_rate=0.25, warmup_iters=3, max_iters=20)
+    assert [learning_rate(step, config) for step in range(3, 30)] == [0.25] * 27

@@ -1,0 +1,151 @@
+"""The model: nanoGPT's arithmetic, the KV cache, causality, parameter counts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kan_layer import KANLayer
+from model import GPT, GPTConfig
+
+NANOGPT = {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False, "ffn": "mlp"}
+EVERY_KIND = [
+    {},
+    {"ffn": "mlp"},
+    {"ffn": "swiglu"},
+    {"position": "learned"},
+    {"norm": "layernorm", "qk_norm": False, "bias": True},
+    {"tie_embeddings": False, "num_control_points": 8},
+]
+
+
+def tiny(**options) -> GPT:
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 11}
+    model = GPT(GPTConfig(**{**shape, **options})).eval()
+    for parameter in model.parameters():  # zero inits would hide what they multiply
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def nanogpt_logits(weights: dict[str, Tensor], tokens: Tensor, n_layer: int, n_head: int) -> Tensor:
+    """GPT-2 as nanoGPT writes it, straight from the weights, attention spelled out."""
+    T = tokens.shape[1]
+    width = weights["token_embedding.weight"].shape[1]
+    x = weights["token_embedding.weight"][tokens] + weights["position_embedding.weight"][:T]
+    for layer in range(n_layer):
+        w = {name.removeprefix(f"blocks.{layer}."): value for name, value in weights.items()}
+        h = F.layer_norm(x, (width,), w["norm_1.weight"], w.get("norm_1.bias"))
+        q, k, v = (h @ w["attn.c_attn.weight"].T + w.get("attn.c_attn.bias", 0)).split(width, dim=2)
+        heads = []
+        for part in zip(*(m.split(width // n_head, dim=2) for m in (q, k, v)), strict=True):
+            scores = part[0] @ part[1].transpose(1, 2) / math.sqrt(width // n_head)
+            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+            heads.append(scores.softmax(-1) @ part[2])
+        x = x + torch.cat(heads, 2) @ w["attn.c_proj.weight"].T + w.get("attn.c_proj.bias", 0)
+        h = F.layer_norm(x, (width,), w["norm_2.weight"], w.get("norm_2.bias"))
+        h = h @ w["ffn.c_fc.weight"].T + w.get("ffn.c_fc.bias", 0)
+        h = 0.5 * h * (1 + torch.erf(h / math.sqrt(2)))
+        x = x + h @ w["ffn.c_proj.weight"].T + w.get("ffn.c_proj.bias", 0)
+    x = F.layer_norm(x, (width,), weights["norm.weight"], weights.get("norm.bias"))
+    return x @ weights["token_embedding.weight"].T
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_with_nanogpt_s_options_it_is_nanogpt(bias: bool) -> None:
+    model = tiny(**NANOGPT, bias=bias)
+    tokens = torch.randint(11, (3, 12))
+    expected = nanogpt_logits(dict(model.state_dict()), tokens, n_layer=2, n_head=2)
+    torch.testing.assert_close(model(tokens)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nanogpt_s_parameter_count_and_init_scale() -> None:
+    model = GPT(GPTConfig(**NANOGPT, n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
+    assert model.num_parameters() == 795_904  # nanoGPT prints 0.80M for its CPU recipe
+    assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.blocks[1].ffn.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(8), rel=0.05)
+
+
+@pytest.mark.parametrize("options", EVERY_KIND, ids=str)
+@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 1, 5], [3, 4, 5]], ids=str)
+def test_kv_cache_equals_the_full_forward(options: dict, pieces: list[int]) -> None:
+    model = tiny(**options)
+    tokens = torch.randint(11, (2, 12))
+    cache = model.new_cache(batch_size=2)
+    stepwise = torch.cat([model(part, cache=cache)[0] for part in tokens.split(pieces, dim=1)], dim=1)
+    torch.testing.assert_close(stepwise, model(tokens)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", EVERY_KIND, ids=str)
+def test_no_token_sees_the_future(options: dict) -> None:
+    model = tiny(**options)
+    tokens = torch.randint(11, (1, 12))
+    changed = tokens.clone()
+    changed[0, 7:] = (changed[0, 7:] + 1) % 11
+    torch.testing.assert_close(model(tokens)[0][:, :7], model(changed)[0][:, :7])
+    assert not torch.allclose(model(tokens)[0][:, 7:], model(changed)[0][:, 7:])
+
+
+def test_rotary_attention_depends_on_distance_only() -> None:
+    rope = tiny().blocks[0].attn.rope
+    q, k = torch.randn(8), torch.randn(8)
+    at = lambda vector, position: rope(vector.view(1, 1, 1, 8), position).flatten()  # noqa: E731
+    for shift in range(5):
+        torch.testing.assert_close(at(q, 6 - shift) @ at(k, 5 - shift), at(q, 1) @ at(k, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_the_mean_cross_entropy_and_starts_at_that_of_guessing() -> None:
+    model = GPT(GPTConfig(vocab_size=65)).eval()
+    tokens, targets = torch.randint(65, (4, 64)), torch.randint(65, (4, 64))
+    logits, loss = model(tokens, targets)
+    chosen = logits.log_softmax(-1).gather(2, targets.unsqueeze(2))
+    torch.testing.assert_close(loss, -chosen.mean())
+    # A little above: the tied embedding favours repeating the token, by |e|·√width = 0.02·128 logits.
+    assert loss.item() == pytest.approx(math.log(65), abs=0.25)
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("grid", [4, 5, 8])
+def test_twins_match_the_splines_in_parameters(ffn: str, grid: int) -> None:
+    shape = {"vocab_size": 65, "n_embd": 96, "num_control_points": grid}
+    splines = GPT(GPTConfig(**shape, ffn="kan")).num_ffn_parameters()
+    twin = GPT(GPTConfig(**shape, ffn=ffn, ffn_match=True)).num_ffn_parameters()
+    assert splines == 4 * 96 * 96 * grid
+    assert twin == pytest.approx(splines, rel=0.01)
+
+
+def test_eight_control_points_are_the_parameters_of_the_usual_mlp() -> None:
+    kan = GPT(GPTConfig(vocab_size=65, ffn="kan", num_control_points=8))
+    mlp = GPT(GPTConfig(vocab_size=65, ffn="mlp"))
+    assert kan.num_parameters() == mlp.num_parameters()
+    assert kan.flops_per_token() < mlp.flops_per_token()
+
+
+def test_zero_splines_leave_the_residual_stream_alone() -> None:
+    model = GPT(GPTConfig(vocab_size=11, kan_init="zero"))
+    assert all(isinstance(layer, KANLayer) and not layer.control_points().any() for layer in model.spline_layers())
+
+
+def test_context_beyond_block_size_is_refused() -> None:
+    model = tiny()
+    with pytest.raises(ValueError, match="context of 13 tokens is longer than block_size=12"):
+        model(torch.zeros(1, 13, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_embd": 30, "n_head": 4}, "n_embd must be a multiple of n_head; got n_embd=30 and n_head=4"),
+        ({"n_embd": 12, "n_head": 4}, "n_embd / n_head must be even; got 3"),
+        ({"n_layer": 0}, "n_layer must be at least 1; got 0"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
+        ({"num_control_points": 1}, "num_control_points must be an integer of at least 2; got 1"),
+        ({"spline_width": -1.0}, "spline_width must be a finite number above 0; got -1.0"),
+        ({"kan_impl": "magic"}, "kan_impl must be one of auto, .*; got 'magic'"),
+        ({"kan_variant": "magic"}, "kan_variant must be one of B-spline; got 'magic'"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**options)

@@ -1,0 +1,100 @@
+"""Command lines of the three programs: a dataclass says what there is, tyro types it, every mistake is one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import typing
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import tyro
+
+from training.errors import UserError
+
+T = TypeVar("T")
+TYRO_CONFIG = (tyro.conf.FlagConversionOff,)  # --resume True, as nanoGPT has it
+HELP = {"-h", "--help"}
+
+
+class OptionParser(Generic[T]):
+    """Reads `[POSITIONAL] [--key value …]` into a dataclass. `-` and `_` in names are alike, and so is `--key=value`.
+
+    tyro alone would report a mistake as a box of several lines; so names are checked here, and it types each value.
+    """
+
+    def __init__(self, options: type[T], usage: str, positional: str | None = None) -> None:
+        """`positional`: the field that the one argument without `--` fills."""
+        self.options = options
+        self.usage = usage
+        self.positional = positional
+        self.types: dict[str, Any] = typing.get_type_hints(options)
+        self.fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+
+    def parse(self, tokens: Sequence[str]) -> T:
+        """The options that `tokens` mean; later ones win. UserError for what is unknown, ill-typed or out of range."""
+        if HELP & set(tokens):
+            tyro.cli(self.options, args=["--help"], prog=self.usage.split()[1], config=TYRO_CONFIG)
+        values = {name: self._typed(name, value) for name, value in self.pairs(tokens)}
+        if self.positional and self.positional not in values:
+            raise UserError(f"{self.positional} is missing; write {self.usage}")
+        try:
+            return self.options(**values)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def pairs(self, tokens: Sequence[str]) -> list[tuple[str, str]]:
+        """The names and texts of all options, in order."""
+        pairs: list[tuple[str, str]] = []
+        rest = list(tokens)
+        while rest:
+            token = rest.pop(0)
+            if not token.startswith("--"):
+                if not self.positional or self.positional in dict(pairs):
+                    raise UserError(f"{token!r} is not an option; write {self.usage}")
+                pairs.append((self.positional, token))
+                continue
+            name, equals, value = token[2:].partition("=")
+            name = self.known(name)
+            if not equals:
+                if not rest or self._is_option(rest[0]):
+                    raise UserError(f"option --{name} has no value; write --{name} VALUE{self._allowed(name)}")
+                value = rest.pop(0)
+            pairs.append((name, value))
+        return pairs
+
+    def known(self, name: str) -> str:
+        """`name` as the field is spelled; UserError with a suggestion if there is none."""
+        name = name.replace("-", "_")
+        if name in self.fields:
+            return name
+        close = difflib.get_close_matches(name, self.fields, n=1)
+        hint = (
+            f"did you mean {close[0]}?" if close else f"see {' '.join(self.usage.split()[:2])} --help for all options"
+        )
+        raise UserError(f"unknown option {name}; {hint}")
+
+    def _is_option(self, token: str) -> bool:
+        return token.startswith("--") and token[2:].partition("=")[0].replace("-", "_") in self.fields
+
+    def _typed(self, name: str, value: str) -> Any:
+        if self.types[name] is str:
+            return value
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                return tyro.cli(self.types[name], args=[value], config=TYRO_CONFIG)
+        except SystemExit:
+            raise UserError(f"{name} cannot be {value!r}; write --{name} VALUE{self._allowed(name)}") from None
+
+    def _allowed(self, name: str) -> str:
+        """The values that an option takes, as a clause."""
+        choices = [*typing.get_args(self.types[name])] or [self.types[name]]
+        flat: list[Any] = []
+        for choice in choices:
+            flat += typing.get_args(choice) or [choice]
+        words = ["True, False" if choice is bool else getattr(choice, "__name__", str(choice)) for choice in flat]
+        if len(words) > 1 or bool in flat:
+            return f" with one of {', '.join(words)}"
+        return f" with a value of type {words[0]}"
