@@ -12,16 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from torch import Tensor, nn
 
-from kan_layer import KANLayer  # noqa: E402
-from training.errors import UserError, exit_on_user_error  # noqa: E402
-from training.options import OptionParser  # noqa: E402
+from kan_layer import KANLayer
+from training.errors import UserError, exit_on_user_error
+from training.options import OptionParser
 
 USAGE = "python bench/layer.py [--key value …]"
 
@@ -81,8 +82,8 @@ def time_case(tokens: int, width: int, grid: int, options: Options) -> list[Timi
     modules = contestants(width, grid, options)
     x = torch.randn(tokens, width, device=options.device, requires_grad=True)
     dy = torch.randn(tokens, width, device=options.device)
-    forward = interleave({name: lambda m=module: m(x) for name, module in modules.items()}, options)
-    training = interleave({name: lambda m=module: step(m, x, dy) for name, module in modules.items()}, options)
+    forward = interleave({name: partial(module, x) for name, module in modules.items()}, options)
+    training = interleave({name: partial(step, module, x, dy) for name, module in modules.items()}, options)
     timings = [Timing(tokens, width, grid, name, forward[name], training[name]) for name in modules]
     for timing in timings:
         ratio = training["mlp"] / timing.training_ms
