@@ -24,7 +24,7 @@ from training.interrupt import StopRequest
 from training.optimizer import make_optimizer, set_learning_rate
 from training.pictures import SplinePictures
 from training.progress import Metrics, Stopwatch, duration, progress_line
-from training.run import Run, open_run, python_command
+from training.run import Run, command, open_run
 from training.schedule import learning_rate
 from training.tracker import Tracker
 
@@ -267,20 +267,23 @@ class Trainer:
         kept = f"the checkpoint of step {progress.saved_step} is good" if progress.saved_step >= 0 else "none was saved"
         return (
             f"{directory} could not be written at step {progress.step} ({error.strerror or error}); {kept}: "
-            f"make room, then go on with python train.py --out_dir {directory} --resume True"
+            f"make room, then go on with {self._resume_command()}"
         )
+
+    def _resume_command(self) -> str:
+        return command("train.py", f"--out_dir {self.run.directory} --resume True")
 
     def tell_what_next(self, stop: StopRequest) -> None:
         directory, progress = self.run.directory, self.progress
         if stop:
             print(f"stopped by {stop.signal_name} at step {progress.step}, which is saved; go on with")
-            print(f"  python train.py --out_dir {directory} --resume True")
+            print(f"  {self._resume_command()}")
             return
         best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
         print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
         if self.model.spline_layers() and self.config.splines:
             print(f"splines: {SplinePictures(directory).step_folder(progress.step) / 'overview.png'}")
-        print(f"sample:  {python_command('sample.py', directory)}", flush=True)
+        print(f"sample:  {command('sample.py', str(directory))}", flush=True)
 
 
 def build_model(config: Config, dataset: Dataset, device: Device) -> GPT:

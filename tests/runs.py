@@ -39,7 +39,9 @@ TINY = {
     "device": "cpu",
     "splines": False,
 }
-WORDS = ["the", "spline", "bends", "where", "its", "two", "nearest", "control", "points", "tell", "it", "to", "and", "goes", "on", "as", "a", "line", "beyond"]
+WORDS = np.array(
+    ["the", "spline", "bends", "where", "its", "knots", "tell", "it", "and", "goes", "on", "as", "a", "line"]
+)
 
 
 def random_words(count: int, seed: int = 0) -> str:

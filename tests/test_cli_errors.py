@@ -286,7 +286,7 @@ def test_a_reader_that_goes_away_ends_training_quietly(tmp_path: Path, dataset: 
         assert process.poll() is None
     process.stdout.close()
     try:
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=60) == 1
         assert process.stderr.read() == b""
     finally:
         process.kill()

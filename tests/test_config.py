@@ -7,6 +7,7 @@ import math
 import tempfile
 import textwrap
 import typing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from model import GPTConfig
 from tests.runs import ROOT, call
 from train import main
 from training import config as config_module
-from training.config import FIELDS, TYPES, Config, explicit_options, from_dict, parse, save
+from training.config import Config, from_dict, parse, save
 from training.errors import UserError
 from training.schedule import learning_rate
 
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+TYPES = typing.get_type_hints(Config)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 POSITIVE = st.floats(1e-12, 1e12)
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
@@ -76,9 +79,10 @@ def in_toml(text: str | bytes) -> Config:
         return found
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(configs())
 @example(Config(wandb_run_name="two\nlines"))
+@example(Config(wandb_run_name="\x7f 🙂"))
 @example(Config(wandb_run_name="--out_dir"))
 @example(Config(wandb_run_name="-h"))
 @example(Config(wandb_run_name='C:\\new "run"'))
@@ -90,7 +94,7 @@ def test_a_saved_configuration_is_read_back_equal(config: Config) -> None:
         assert parse([], saved=path)[0] == config
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(configs())
 @example(Config(wandb_run_name="-h"))
 def test_the_command_line_and_a_checkpoint_mean_the_same(config: Config) -> None:
@@ -105,7 +109,6 @@ def test_the_command_line_and_a_checkpoint_mean_the_same(config: Config) -> None
 )
 def test_every_spelling_of_an_option_means_the_same(arguments: list[str]) -> None:
     assert parse(arguments) == (Config(n_layer=7), None)
-    assert explicit_options(arguments) == {"n_layer": "7"}
 
 
 def test_the_command_line_beats_the_file_and_the_file_beats_the_saved_run(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ TOKENS = st.one_of(
     st.sampled_from(
         ["--", "-", "--=", "=", "-1", "1", "1e9999", "0x10", "True", "auto", "nan", "None", "--n_layer=-h"]
     ),
-    st.builds("--{}={}".format, st.sampled_from(list(FIELDS)), st.text(max_size=8)),
+    st.builds("--{}={}".format, st.sampled_from(FIELDS), st.text(max_size=8)),
     st.text(max_size=8),
 ).filter(lambda token: token not in ("-h", "--help") and "\0" not in token)
 
@@ -208,7 +211,7 @@ TOML_VALUES = st.one_of(
     st.text(max_size=6).map(lambda text: f'"{text}"'),
 )
 TOML_LINES = st.one_of(
-    st.builds("{} = {}".format, st.sampled_from(list(FIELDS)), TOML_VALUES),
+    st.builds("{} = {}".format, st.sampled_from(FIELDS), TOML_VALUES),
     st.text(max_size=12),
 )
 
@@ -232,7 +235,7 @@ def documented_fields(cls: type) -> dict[str, str]:
     """The fields of a dataclass that are followed by a string, by the source itself."""
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
     found = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)
@@ -321,7 +324,7 @@ def test_cosine_falls_without_jumps_from_the_peak_to_its_floor(config: Config) -
     rates = [learning_rate(step, config) for step in range(warmup, decay + 3)]
     assert rates[0] == pytest.approx(peak) and rates[-3:] == pytest.approx([floor] * 3)
     steepest = math.pi / 2 * (peak - floor) / (decay - warmup)  # of a cosine
-    for before, after in zip(rates, rates[1:], strict=False):
+    for before, after in pairwise(rates):
         assert -1e-12 * peak <= before - after <= steepest + 1e-12 * peak
 
 

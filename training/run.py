@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,11 @@ def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) ->
         print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
 
 
-def python_command(script: str, directory: Path) -> str:
-    """The command line that runs a script of this program on a run, to be shown to the user."""
-    interpreter = "python" if Path(sys.executable).name.startswith("python") else sys.executable
-    return f"{interpreter} {script} {directory}"
+def command(script: str, arguments: str) -> str:
+    """A command line for the user to copy, with the interpreter that runs this."""
+    found = shutil.which("python")
+    running = Path(sys.executable)
+    if found and Path(found).absolute() == running.absolute():
+        return f"python {script} {arguments}"
+    here = Path.cwd()
+    return f"{running.relative_to(here) if running.is_relative_to(here) else running} {script} {arguments}"
