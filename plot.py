@@ -46,20 +46,28 @@ def main() -> None:
     checkpoint = load_checkpoint(options.out_dir, options.step)
     layers = layers_to_draw(checkpoint.model, options)
     batches = validation_batches(checkpoint)
+    try:
+        paths = draw(checkpoint, layers, batches, options)
+    except OSError as error:
+        where = options.output or run_directory(checkpoint.path)
+        raise UserError(f"{where} cannot be written ({error.strerror}); choose another --output") from error
+    for path in paths:
+        print(path)
+
+
+def draw(checkpoint: LoadedCheckpoint, layers: list[int], batches: list[Batch], options: Options) -> list[Path]:
+    """Draw what the options ask for; the files written."""
     pictures = SplinePictures(run_directory(checkpoint.path))
     if options.layer is None and not options.everything:
         folder = pictures.draw(checkpoint.model, checkpoint.step, batches, options.count)
         assert folder is not None  # there are spline layers
-        paths = [*(folder / f"layer_{layer:02d}.png" for layer in layers), folder / "overview.png"]
-    else:
-        paths = [
-            pictures.draw_layer(
-                checkpoint.model, checkpoint.step, batches, layer, options.count, options.everything, options.output
-            )
-            for layer in layers
-        ]
-    for path in paths:
-        print(path)
+        return [*(folder / f"layer_{layer:02d}.png" for layer in layers), folder / "overview.png"]
+    return [
+        pictures.draw_layer(
+            checkpoint.model, checkpoint.step, batches, layer, options.count, options.everything, options.output
+        )
+        for layer in layers
+    ]
 
 
 def check(options: Options) -> None:

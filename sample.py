@@ -50,6 +50,8 @@ class Options:
             raise UserError(f"temperature must be 0 or a finite number above; got {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k must be 0 (all tokens) or more; got {self.top_k}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be from 0 to 2**63 - 1; got {self.seed}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1; got {self.top_p}")
 
@@ -58,25 +60,33 @@ class Options:
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])
     checkpoint = load_checkpoint(options.out_dir, options.step)
-    model = move(checkpoint.model, options.device)
+    model, generator = move(checkpoint.model, options.device)
+    generator.manual_seed(options.seed)
     tokens = encode_prompt(options.prompt, checkpoint.tokenizer)
-    generator = torch.Generator(options.device).manual_seed(options.seed)
     for number in range(options.num_samples):
         if number:
             print("\n" + "-" * 40)
         stream = checkpoint.tokenizer.stream()
         print(options.prompt, end="", flush=True)
         for token in generate(
-            model, tokens, options.max_new_tokens, options.temperature, options.top_k, options.top_p, generator
+            model,
+            tokens,
+            options.max_new_tokens,
+            options.temperature,
+            options.top_k,
+            options.top_p,
+            generator,
+            checkpoint.tokenizer.vocab_size,
         ):
             sys.stdout.write(stream.push(token))
             sys.stdout.flush()
         print(stream.finish())
 
 
-def move(model: GPT, device: str) -> GPT:
+def move(model: GPT, device: str) -> tuple[GPT, torch.Generator]:
+    """The model on its device, and a generator there."""
     try:
-        return model.to(device)
+        return model.to(device), torch.Generator(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use --device cpu") from error
 
@@ -96,8 +106,12 @@ def generate(
     top_k: int,
     top_p: float,
     generator: torch.Generator,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
-    """Tokens one by one. The model sees at most its block_size: when that is full, it goes on from the newer half."""
+    """Tokens one by one, all below `vocab_size`: the model's own may be larger, padded with rows that mean nothing.
+
+    The model sees at most its block_size: when that is full, it goes on from the newer half.
+    """
     device = model.token_embedding.weight.device
     block_size = model.config.block_size
     context = list(prompt)[-block_size:]
@@ -107,7 +121,7 @@ def generate(
             context = context[-max(1, block_size // 2) :]
             cache, unseen = model.new_cache(), context
         logits, _ = model(torch.tensor([unseen], device=device), cache=cache)  # (1, T, vocab_size)
-        token = choose(logits[0, -1].float(), temperature, top_k, top_p, generator)
+        token = choose(logits[0, -1, :vocab_size].float(), temperature, top_k, top_p, generator)
         context.append(token)
         unseen = [token]
         yield token
@@ -117,7 +131,8 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generat
     """Draw a token from logits (vocab_size,)."""
     if temperature == 0:
         return int(logits.argmax())
-    probabilities = filter_top_p(filter_top_k(logits / temperature, top_k).softmax(dim=-1), top_p)
+    logits = (logits - logits.max()).double() / temperature  # so that no temperature overflows
+    probabilities = filter_top_p(filter_top_k(logits, top_k).softmax(dim=-1), top_p)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 

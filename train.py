@@ -133,6 +133,8 @@ class Trainer:
                         self._show()
             if progress.saved_step != progress.step:
                 self._save()
+        except BrokenPipeError:  # who read the progress lines has gone away: not a matter of the disk
+            raise
         except OSError as error:
             raise UserError(self._cannot_write(error)) from error
         finally:
@@ -176,15 +178,17 @@ class Trainer:
         bad_norm = not math.isfinite(progress.grad_norm) and not self.scaler.is_enabled()
         if math.isfinite(progress.train_loss) and not bad_norm:
             return
-        if progress.saved_step >= 0:
-            kept = f"the checkpoint of step {progress.saved_step} is as it was"
-        else:
-            kept = "nothing was saved yet"
         raise UserError(
             f"step {progress.step + 1} gave a loss of {progress.train_loss:g} and a gradient norm of "
-            f"{progress.grad_norm:g}, and training stopped before using them; {kept}; "
-            f"try a lower --learning_rate (now {self.config.learning_rate:g}) or more --warmup_iters"
+            f"{progress.grad_norm:g}, and training stopped before using them; {self._kept()}; {self._mend()}"
         )
+
+    def _kept(self) -> str:
+        saved = self.progress.saved_step
+        return f"the checkpoint of step {saved} is good" if saved >= 0 else "nothing was saved yet"
+
+    def _mend(self) -> str:
+        return f"try a lower --learning_rate (now {self.config.learning_rate:g}) or more --warmup_iters"
 
     def _log_if_due(self) -> None:
         """Evaluate if due; then a progress line, a line of metrics and W&B if either is due."""
@@ -199,7 +203,8 @@ class Trainer:
             with stopwatch.pause():
                 val_loss = progress.val_loss = evaluate(self.model, self.val_stream, config, self.device)
             progress.is_best = val_loss < progress.best_val_loss
-            progress.best_val_loss = min(val_loss, progress.best_val_loss)
+            if progress.is_best:
+                progress.best_val_loss = val_loss
         rate = learning_rate(progress.step - 1, config)
         is_best = evaluating and progress.is_best
         line = progress_line(
@@ -233,6 +238,8 @@ class Trainer:
 
     def _save(self) -> None:
         progress = self.progress
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise UserError(f"step {progress.step} made parameters that are not finite; {self._kept()}; {self._mend()}")
         state = training_state(
             self.model,
             self.optimizer,
@@ -263,10 +270,9 @@ class Trainer:
             print(f"pictures and sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
 
     def _cannot_write(self, error: OSError) -> str:
-        progress, directory = self.progress, self.run.directory
-        kept = f"the checkpoint of step {progress.saved_step} is good" if progress.saved_step >= 0 else "none was saved"
         return (
-            f"{directory} could not be written at step {progress.step} ({error.strerror or error}); {kept}: "
+            f"{self.run.directory} could not be written at step {self.progress.step} "
+            f"({error.strerror or error}); {self._kept()}: "
             f"make room, then go on with {self._resume_command()}"
         )
 
@@ -314,7 +320,7 @@ def write_sample(model: GPT, dataset: Dataset, directory: Path, step: int, lengt
     device = model.token_embedding.weight.device
     generator = torch.Generator(device).manual_seed(SAMPLE_SEED)
     start = [int(dataset.tokens("val").shards[0][0])]
-    tokens = list(generate(model, start, length, SAMPLE_TEMPERATURE, 0, 1.0, generator))
+    tokens = list(generate(model, start, length, SAMPLE_TEMPERATURE, 0, 1.0, generator, dataset.tokenizer.vocab_size))
     model.train(was_training)
     folder = directory / "samples"
     folder.mkdir(exist_ok=True)

@@ -119,7 +119,8 @@ def read_state(path: Path) -> dict[str, Any]:
         if isinstance(error, MemoryError):
             raise
         raise UserError(f"{path} is damaged or not a checkpoint; {mend}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= FIELDS:
+    is_ours = isinstance(state, dict) and state.get("format") == FORMAT and state.keys() >= FIELDS
+    if not is_ours or not all(isinstance(state[name], int) for name in ("step", "vocab_size")):
         raise UserError(f"{path} is not a checkpoint of this program; {mend}")
     return state
 

@@ -99,8 +99,16 @@ class Config(GPTConfig):
         _at_least(self, 1, "keep_checkpoints")
         _at_least(self, 0, "max_iters", "seed", "warmup_iters", "lr_decay_iters", "cooldown_iters", "weight_decay")
         _at_least(self, 0, "grad_clip", "num_threads", "eval_iters", "sample_tokens")
+        for name in ("weight_decay", "grad_clip"):
+            if not getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite; got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63; got {self.seed}")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be a finite number above 0; got {self.learning_rate}")
+        for name in ("dataset", "out_dir", "wandb_project", "wandb_run_name", "device"):
+            if not _is_text(getattr(self, name)):
+                raise ValueError(f"{name} must be UTF-8 text; got {getattr(self, name)!r}, give another --{name}")
         if self.min_lr != -1 and not 0 <= self.min_lr <= self.learning_rate:
             raise ValueError(f"min_lr must be from 0 to learning_rate, or -1 for a default; got {self.min_lr}")
         for name in ("beta1", "beta2"):
@@ -117,6 +125,11 @@ def _at_least(config: Config, least: int, *names: str) -> None:
     for name in names:
         if not getattr(config, name) >= least:
             raise ValueError(f"{name} must be at least {least}; got {getattr(config, name)}")
+
+
+def _is_text(value: str) -> bool:
+    """False for the stand-ins of bytes that are not UTF-8: they could not be written to the run's config.toml."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 PARSER = OptionParser(Config, USAGE)
@@ -158,7 +171,7 @@ def _toml_tokens(path: Path) -> list[str]:
         raise UserError(f"there is no config file {path}; use {there}, or options alone: {USAGE}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a config file ({error}); use a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: TOML's own errors, and numbers beyond all bounds
         raise UserError(f"{path} is not valid TOML ({error}); write one `key = value` a line") from error
     for name, value in entries.items():
         if isinstance(value, dict | list):
@@ -173,5 +186,5 @@ def _toml_tokens(path: Path) -> list[str]:
 def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    # JSON's strings are TOML's, but for a character that JSON need not escape.
-    return json.dumps(value).replace("\x7f", "\\u007f") if isinstance(value, str) else str(value)
+    # JSON's strings are TOML's, but for one character that JSON need not escape.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else str(value)

@@ -29,12 +29,20 @@ def exit_on_user_error(main: Callable[[], T]) -> Callable[[], T]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
         except BrokenPipeError:
             # The interpreter flushes stdout once more at exit; give it somewhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except OSError as error:  # a path or a disk that will not do
+            print(f"error: {_sentence(error)}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     return run
+
+
+def _sentence(error: OSError) -> str:
+    where = error.filename or "a file"
+    return f"{where} cannot be used ({error.strerror or error}); check the path, and that there is room to write"

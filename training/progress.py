@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,13 @@ class Metrics:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
 
     def write(self, record: dict[str, Any]) -> None:
-        finite = {name: None if value != value else value for name, value in record.items()}  # JSON has no NaN
-        self._file.write(json.dumps(finite) + "\n")
+        finite = {name: value if math.isfinite(value or 0) else None for name, value in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON has no NaN and no infinity
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk has been reported by the write that met it
+            self._file.close()
 
 
 def _valid_lines(path: Path) -> Iterator[str]:

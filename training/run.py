@@ -55,7 +55,11 @@ def _start(config: Config, name: str) -> Run:
     if not config.out_dir:
         return Run(next(path for path in _numbered(name) if not path.exists()), config, None)
     directory = Path(config.out_dir)
-    if checkpoint_folder(directory).is_dir() and any(checkpoint_folder(directory).glob("*.pt")):
+    try:
+        taken = checkpoint_folder(directory).is_dir() and any(checkpoint_folder(directory).glob("*.pt"))
+    except OSError as error:
+        raise UserError(f"{directory} cannot be used ({error.strerror}); choose another --out_dir") from error
+    if taken:
         raise UserError(f"{directory} already holds a run; go on with it by --resume True, or choose another --out_dir")
     return Run(directory, config, None)
 
