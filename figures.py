@@ -217,7 +217,7 @@ def overview_summary(layers: Sequence[LayerView]) -> str:
 def draw_column_heads(page: Page, lefts: tuple[float, float, float], top: float) -> None:
     heads = (
         ("The most curved", "Label: input → output feature. Dots: control points.\nGrey: where the activations lie."),
-        ("Where curvature lies", "Input features down,\noutput features across."),
+        ("Where curvature lies", "Input features down, output features\nacross, the most curved first."),
         ("How curved they are", "All splines by the share of their\nvariation no straight line makes."),
     )
     for x, (name, reading) in zip(lefts, heads, strict=True):

@@ -111,6 +111,8 @@ class KANLayer(nn.Module):
             raise ValueError(
                 f"the last dimension of the input must be in_features={self.in_features}; got shape {tuple(x.shape)}"
             )
+        if not x.is_floating_point():
+            raise ValueError(f"the input must be of a floating dtype; got {x.dtype}")
         dtype = self._compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, self.in_features)  # (*, I) → (N, I)

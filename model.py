@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class GPTConfig:
     ffn: Literal["kan", "mlp", "swiglu"] = "kan"
     """What follows attention in each block: a spline layer, or the MLP (GELU) or SwiGLU it is compared with."""
     num_control_points: int = 5
-    """Control points per spline (G). G=8 has as many parameters as the 4x MLP, at a quarter of its arithmetic."""
+    """Control points per spline (G); at 8 the layer has as many parameters as the 4x MLP."""
     spline_width: float = 4.0
     """Width of the splines' grid in standard deviations of the normalized activations."""
     kan_impl: str = "auto"
@@ -84,6 +84,8 @@ class GPTConfig:
         check_width(self.spline_width)
         check_choice("kan_variant", self.kan_variant, VARIANTS)
         check_choice("kan_impl", self.kan_impl, IMPLS)
+        for name in ("ffn", "kan_init", "position", "norm"):
+            check_choice(name, getattr(self, name), get_args(get_type_hints(GPTConfig)[name]))
 
 
 class KVCache:
@@ -95,7 +97,6 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
-        self.capacity = config.block_size
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, heads, T, head_dim) behind the `length` tokens there; return all of that layer's."""
@@ -293,8 +294,9 @@ class GPT(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())  # (B·T, V), (B·T,)
 
-    def new_cache(self, batch_size: int = 1, dtype: torch.dtype = torch.float32) -> KVCache:
-        return KVCache(self.config, batch_size, self.token_embedding.weight.device, dtype)
+    def new_cache(self, batch_size: int = 1) -> KVCache:
+        weight = self.token_embedding.weight
+        return KVCache(self.config, batch_size, weight.device, weight.dtype)
 
     def spline_layers(self) -> list[KANLayer]:
         """The spline layers, first block first; empty for the MLP twins."""

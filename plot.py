@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ import tyro
 
 from figures import SHEET_SPLINES
 from model import GPT
-from spline_views import MOST_TOKENS, TOKENS_AT_ONCE
-from training.batches import Batch, evaluation_batches
+from training.batches import Batch
 from training.checkpoint import LoadedCheckpoint, load_checkpoint
 from training.dataset import Dataset, ensure_prepared
 from training.errors import UserError, exit_on_user_error
 from training.options import OptionParser
-from training.pictures import SplinePictures
+from training.pictures import SplinePictures, picture_batches
 
 USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
 FORMATS = (".png", ".pdf", ".svg")
@@ -98,9 +96,7 @@ def validation_batches(checkpoint: LoadedCheckpoint) -> list[Batch]:
         dataset = Dataset.open(ensure_prepared(config.dataset), verify=False)
         if dataset.tokenizer.to_metadata() != checkpoint.tokenizer.to_metadata():
             raise UserError(f"dataset {config.dataset} has another vocabulary than the checkpoint")
-        rows = max(1, TOKENS_AT_ONCE // config.block_size)
-        number = math.ceil(MOST_TOKENS / (rows * config.block_size))
-        return list(evaluation_batches(dataset.tokens("val"), config.block_size, rows, number))
+        return picture_batches(dataset.tokens("val"), config.block_size)
     except UserError as error:
         print(f"the pictures have no histograms: {error}", flush=True)
         return []

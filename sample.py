@@ -24,8 +24,8 @@ USAGE = "python sample.py OUT_DIR [--prompt TEXT] [--key value …]"
 class Options:
     out_dir: tyro.conf.Positional[Path]
     """The run's directory, or one of its checkpoint files."""
-    prompt: str = "\n"
-    """Text to go on from."""
+    prompt: str | None = None
+    """Text to go on from; by default the beginning of a line."""
     max_new_tokens: int = 500
     """Tokens to write per sample."""
     temperature: float = 0.8
@@ -60,14 +60,14 @@ class Options:
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])
     checkpoint = load_checkpoint(options.out_dir, options.step)
-    model, generator = move(checkpoint.model, options.device)
-    generator.manual_seed(options.seed)
+    model = move(checkpoint.model, options.device)
     tokens = encode_prompt(options.prompt, checkpoint.tokenizer)
+    generator = torch.Generator().manual_seed(options.seed)
     for number in range(options.num_samples):
         if number:
             print("\n" + "-" * 40)
         stream = checkpoint.tokenizer.stream()
-        print(options.prompt, end="", flush=True)
+        print(options.prompt or "", end="", flush=True)
         for token in generate(
             model,
             tokens,
@@ -83,18 +83,23 @@ def main() -> None:
         print(stream.finish())
 
 
-def move(model: GPT, device: str) -> tuple[GPT, torch.Generator]:
-    """The model on its device, and a generator there."""
+def move(model: GPT, device: str) -> GPT:
     try:
-        return model.to(device), torch.Generator(device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).cpu()  # a device that holds no numbers, like meta, fails here
+        return model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use --device cpu") from error
 
 
-def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    if not prompt:
-        raise UserError('the prompt is empty; give --prompt some text, such as "\\n"')
-    return tokenizer.encode(prompt)
+def encode_prompt(prompt: str | None, tokenizer: Tokenizer) -> list[int]:
+    if prompt == "":
+        raise UserError("the prompt is empty; give --prompt some text, or leave it out")
+    if prompt is not None:
+        return tokenizer.encode(prompt)
+    try:
+        return tokenizer.encode("\n")
+    except UserError:  # a vocabulary without line ends
+        return [0]
 
 
 @torch.no_grad()
@@ -121,7 +126,8 @@ def generate(
             context = context[-max(1, block_size // 2) :]
             cache, unseen = model.new_cache(), context
         logits, _ = model(torch.tensor([unseen], device=device), cache=cache)  # (1, T, vocab_size)
-        token = choose(logits[0, -1, :vocab_size].float(), temperature, top_k, top_p, generator)
+        # Drawn on the CPU, so that a seed means the same text on every device.
+        token = choose(logits[0, -1, :vocab_size].float().cpu(), temperature, top_k, top_p, generator)
         context.append(token)
         unseen = [token]
         yield token

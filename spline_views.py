@@ -81,7 +81,7 @@ def layer_view(layer: KANLayer, index: int, activations: Tensor | None, count: i
         in_features=layer.in_features,
         out_features=layer.out_features,
         splines=tuple(view_splines(layer, index, inputs, varied_top(importance, count), importance)),
-        heat_map=max_pool(importance, HEAT_MAP_SIZE),
+        heat_map=max_pool(most_important_first(importance), HEAT_MAP_SIZE),
         curved_shares=curved_shares,
         curved=curved,
         outside=float(np.mean(np.abs(inputs) > layer.spline_width / 2)) if inputs is not None else math.nan,
@@ -197,6 +197,12 @@ def activation_histogram(values: Array | None, spline_width: float) -> tuple[Arr
     counts, _ = np.histogram(values, HISTOGRAM_BINS, (-end, end))
     shares = (counts / len(values)).astype(np.float32)
     return shares, float(np.mean(values < -end)), float(np.mean(values > end))
+
+
+def most_important_first(importance: Array) -> Array:
+    """Rows and columns in falling order of their sums; features have no order of their own. (I, O) → (I, O)."""
+    rows, columns = importance.sum(axis=1), importance.sum(axis=0)
+    return importance[np.argsort(-rows)][:, np.argsort(-columns)]
 
 
 def max_pool(values: Array, size: int) -> Array:

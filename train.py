@@ -13,23 +13,22 @@ from torch import nn
 import backends
 from model import GPT
 from sample import generate
-from training.batches import Batch, BatchSampler, evaluation_batches
+from training.batches import BatchSampler, evaluation_batches
 from training.checkpoint import save_checkpoint, training_state
 from training.config import Config
 from training.dataset import Dataset, ensure_prepared
 from training.device import Device, choose_device
 from training.errors import UserError, exit_on_user_error
-from training.evaluation import evaluate
+from training.evaluation import EVALUATION_TOKENS, evaluate
 from training.interrupt import StopRequest
-from training.optimizer import make_optimizer, set_learning_rate
-from training.pictures import SplinePictures
+from training.optimizer import load_state, make_optimizer, set_learning_rate
+from training.pictures import SplinePictures, picture_batches
 from training.progress import Metrics, Stopwatch, duration, progress_line
 from training.run import Run, command, open_run
 from training.schedule import learning_rate
 from training.tracker import Tracker
 
 SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
-PICTURE_TOKENS = 4096  # that the activation histograms are made of
 
 
 @exit_on_user_error
@@ -68,13 +67,13 @@ class Trainer:
         self.model = build_model(config, dataset, device)
         self.step_model: nn.Module = torch.compile(self.model) if device.compile else self.model  # type: ignore[assignment]
         self.compiling = device.compile  # in the first step, which is not timed
-        self.optimizer = make_optimizer(self.model, config, device.device)
+        self.optimizer = make_optimizer(self.model, config)
         self.scaler = device.grad_scaler()
         self.progress = Progress()
         sequences = config.batch_size * config.gradient_accumulation_steps
         self.batches = BatchSampler(dataset.tokens("train"), config.block_size, sequences, config.seed)
         self.val_stream = dataset.tokens("val")
-        self.picture_batches = picture_batches(config, dataset)
+        evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # is there enough?
         elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
         run.create()
@@ -91,13 +90,14 @@ class Trainer:
             )
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            load_state(self.optimizer, state["optimizer"])
+            if state["scaler"] and self.scaler.is_enabled():  # empty unless that run was in float16 too
+                self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"the newest checkpoint of {run.directory} does not fit its configuration") from error
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"] and self.device.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device.device)
         self.progress.step = self.progress.saved_step = state["step"]
         self.progress.best_val_loss = state["best_val_loss"]
         return state["elapsed_s"], state["wandb_id"]
@@ -244,6 +244,7 @@ class Trainer:
             self.model,
             self.optimizer,
             self.scaler,
+            self.device.device,
             self.config,
             self.dataset.tokenizer,
             self.dataset.fingerprint,
@@ -261,7 +262,9 @@ class Trainer:
         step = self.progress.step
         try:
             if self.config.splines:
-                folder = SplinePictures(self.run.directory).draw(self.model, step, self.picture_batches)
+                folder = SplinePictures(self.run.directory).draw(
+                    self.model, step, picture_batches(self.val_stream, self.config.block_size)
+                )
                 if folder is not None:
                     self.tracker.log_picture(folder / "overview.png", step)
             if self.config.sample_tokens:
@@ -277,7 +280,7 @@ class Trainer:
         )
 
     def _resume_command(self) -> str:
-        return command("train.py", f"--out_dir {self.run.directory} --resume True")
+        return command("train.py", "--out_dir", str(self.run.directory), "--resume", "True")
 
     def tell_what_next(self, stop: StopRequest) -> None:
         directory, progress = self.run.directory, self.progress
@@ -287,8 +290,9 @@ class Trainer:
             return
         best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
         print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
-        if self.model.spline_layers() and self.config.splines:
-            print(f"splines: {SplinePictures(directory).step_folder(progress.step) / 'overview.png'}")
+        picture = SplinePictures(directory).step_folder(progress.step) / "overview.png"
+        if picture.is_file():
+            print(f"splines: {picture}")
         print(f"sample:  {command('sample.py', str(directory))}", flush=True)
 
 
@@ -299,7 +303,7 @@ def build_model(config: Config, dataset: Dataset, device: Device) -> GPT:
         raise UserError(f"vocab_size {config.vocab_size} is below the {vocab_size} of {config.dataset}; use 0 or more")
     try:
         if config.ffn == "kan":
-            width, tokens = config.n_embd, config.batch_size * config.block_size
+            width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
             problem = backends.Problem(width, config.num_control_points, width, device.device, tokens)
             backends.choose(config.kan_impl, problem)
         return GPT(config.model_config(vocab_size)).to(device.device)
@@ -307,18 +311,11 @@ def build_model(config: Config, dataset: Dataset, device: Device) -> GPT:
         raise UserError(str(error)) from error
 
 
-def picture_batches(config: Config, dataset: Dataset) -> list[Batch]:
-    """Validation text whose activations the histograms behind the splines show."""
-    rows = max(1, min(64, PICTURE_TOKENS // config.block_size))
-    return list(evaluation_batches(dataset.tokens("val"), config.block_size, rows, 1))
-
-
 def write_sample(model: GPT, dataset: Dataset, directory: Path, step: int, length: int) -> None:
     """A sample with a fixed seed, so that the samples of a run show how it learns: samples/step_NNNNNN.txt."""
     was_training = model.training
     model.eval()
-    device = model.token_embedding.weight.device
-    generator = torch.Generator(device).manual_seed(SAMPLE_SEED)
+    generator = torch.Generator().manual_seed(SAMPLE_SEED)
     start = [int(dataset.tokens("val").shards[0][0])]
     tokens = list(generate(model, start, length, SAMPLE_TEMPERATURE, 0, 1.0, generator, dataset.tokenizer.vocab_size))
     model.train(was_training)

@@ -76,9 +76,9 @@ BACKENDS: dict[str, Backend] = {
 ALIASES = {"sparse_matmul_csr": "csr"}
 IMPLS = ("auto", *BACKENDS, *ALIASES)
 
-# Where `dense`, whose work grows with G, stops winning over `embedding_bag`, whose work does not. Measured on two
-# CPU cores by `bench/layer.py` (docs/log.md); assumed for other devices.
-LARGEST_DENSE_GRID = 40
+# Up to this grid `dense`, whose work grows with G, trains faster than those whose work does not. Measured on two CPU
+# cores by `python bench/layer.py` (docs/log.md), where they meet between 16 and 32; a guess for other devices.
+LARGEST_DENSE_GRID = 20
 
 
 def availability(problem: Problem) -> dict[str, str | None]:
@@ -104,4 +104,6 @@ def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
     grid = problem.num_control_points
     if grid <= LARGEST_DENSE_GRID:
         return BACKENDS["dense"], f"auto: fastest in training up to {LARGEST_DENSE_GRID} control points"
+    if BACKENDS["csr"].why_not(problem) is None:
+        return BACKENDS["csr"], f"auto: fastest in training above {LARGEST_DENSE_GRID} control points"
     return BACKENDS["embedding_bag"], f"auto: its work does not grow with the {grid} control points"

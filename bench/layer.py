@@ -29,7 +29,7 @@ USAGE = "python bench/layer.py [--key value …]"
 
 @dataclass(frozen=True)
 class Options:
-    tokens: str = "768,2048"
+    tokens: str = "768,4096"
     """Tokens N of each case, comma-separated; as many as there are widths."""
     widths: str = "128,384"
     """Width I = O of each case, comma-separated."""
@@ -43,10 +43,16 @@ class Options:
     """cpu or cuda."""
     threads: int = 2
     """CPU threads."""
-    repeats: int = 15
+    repeats: int = 9
     """Rounds in which each contestant runs once; the median is reported."""
     output: str = ""
     """A JSON file for the results."""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
+            raise ValueError(f"device must be cpu, or cuda where there is a GPU; got {self.device!r}")
+        if self.repeats < 1 or self.threads < 1:
+            raise ValueError("repeats and threads must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ def time_case(tokens: int, width: int, grid: int, options: Options) -> list[Timi
     training = interleave({name: partial(step, module, x, dy) for name, module in modules.items()}, options)
     timings = [Timing(tokens, width, grid, name, forward[name], training[name]) for name in modules]
     for timing in timings:
-        ratio = training["mlp"] / timing.training_ms
+        mlp = "mlp compiled" if timing.contestant.endswith(" compiled") else "mlp"
+        ratio = training[mlp] / timing.training_ms
         print(
             f"{f'{tokens}x{width}':>12} {grid:>4}  {timing.contestant:24} {timing.forward_ms:>7.2f} ms "
             f"{timing.training_ms:>7.2f} ms {ratio:>8.2f}x"

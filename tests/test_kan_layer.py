@@ -88,3 +88,8 @@ def test_state_dict_round_trip_and_deepcopy() -> None:
 
 def test_the_spelling_of_the_upstream_package_is_accepted() -> None:
     assert KANLayer(2, 2, impl="sparse_matmul_csr").resolved_impl == "csr"
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"floating dtype; got torch\.int64"):
+        KANLayer(3, 4)(torch.ones(2, 3, dtype=torch.long))

@@ -121,7 +121,7 @@ def test_openwebtext_separates_documents_and_holds_some_out(
     assert decoded(data, "train").split("<|endoftext|>") == documents[1:2000] + documents[2001:] + [""]
 
     # What `datasets` streams goes the very same way.
-    def load_dataset(name: str, split: str, streaming: bool) -> list[dict[str, str]]:
+    def load_dataset(name: str, revision: str, split: str, streaming: bool) -> list[dict[str, str]]:
         assert (name, split, streaming) == ("Skylion007/openwebtext", "train", True)
         return [{"text": text} for text in documents]
 

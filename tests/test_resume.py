@@ -229,3 +229,11 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, dataset: Path)
     assert done.returncode == 143 and "Traceback" not in done.stderr
     assert "finishing the step" in done.stderr and "stopped by" not in done.stdout
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_options_of_the_optimizer_can_be_changed_on_resuming(tmp_path: Path, dataset: Path) -> None:
+    call(train.main, *options(dataset, tmp_path / "run", max_iters=4))
+    changed = [*resume_options(tmp_path / "run"), "--max_iters=8", "--weight_decay=0", "--beta2=0.9"]
+    call(train.main, *changed)
+    groups = torch.load(tmp_path / "run/checkpoints/step_000008.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert all(group["weight_decay"] == 0 and tuple(group["betas"]) == (0.9, 0.9) for group in groups)

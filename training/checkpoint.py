@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) 
     _write_atomically({"format": FORMAT, **state}, path)
     if is_best:
         _link_atomically(path, path.with_name("best.pt"))
-    for old in list_steps(run)[keep:]:
+    earlier = [old for old in list_steps(run) if _step_of(old) <= state["step"]]  # a later one may be a damaged one
+    for old in earlier[keep:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -153,15 +154,19 @@ def load_checkpoint(path: str | Path, which: str = "latest") -> LoadedCheckpoint
     state = read_state(file)
     config = from_dict(state["config"], str(file))
     tokenizer = tokenizer_from_metadata(state["tokenizer"])
+    rows, tokens = state["vocab_size"], tokenizer.vocab_size
+    if rows != max(config.vocab_size, tokens):
+        raise UserError(f"{file} is damaged: its vocabulary of {tokens} does not belong to its model of {rows}")
     try:
-        model = build_model(config, state)
+        model = _restore_model(config, state)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{file} does not hold the model that its configuration describes: it is damaged") from error
     return LoadedCheckpoint(model.eval(), config, tokenizer, int(state["step"]), file)
 
 
-def build_model(config: Config, state: dict[str, Any]) -> GPT:
-    model = GPT(config.model_config(state["vocab_size"]))
+def _restore_model(config: Config, state: dict[str, Any]) -> GPT:
+    # How the run computed its splines may not be possible on this machine, and does not matter here.
+    model = GPT(replace(config, kan_impl="auto").model_config(state["vocab_size"]))
     model.load_state_dict(state["model"])
     return model
 
@@ -200,6 +205,7 @@ def training_state(
     model: GPT,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    device: torch.device,
     config: Config,
     tokenizer: Tokenizer,
     data_fingerprint: str,
@@ -210,8 +216,8 @@ def training_state(
 ) -> dict[str, Any]:
     """Everything a run needs to go on as if it had not stopped, in types that `weights_only` loading takes."""
     rng = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(device)
     return {
         "step": step,
         "config": asdict(config),

@@ -14,7 +14,15 @@ from training.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Dense bf16 peak in TFLOP/s by a part of the device name, from the makers' data sheets. MFU is given for these only.
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "RTX 3090": 71.0}
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+}
 
 # On a CPU compiling takes 10 to 20 s, and saves a quarter to two fifths of each step (docs/log.md).
 CPU_COMPILE_STEPS = 2000
@@ -52,8 +60,11 @@ class Device:
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.device.type == "cuda" and self.dtype is torch.float32:
+            dtype += " (products in TF32)"
         compiled = "compiled" if self.compile else "not compiled"
-        return f"{name}{threads}, {str(self.dtype).removeprefix('torch.')}, {compiled} ({self.why_compile})"
+        return f"{name}{threads}, {dtype}, {compiled} ({self.why_compile})"
 
 
 def choose_device(config: Config) -> Device:

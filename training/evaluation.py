@@ -8,7 +8,7 @@ from training.config import Config
 from training.dataset import TokenStream
 from training.device import Device
 
-TOKENS_AT_ONCE = 8192  # a whole-split evaluation takes larger batches than training: no gradients to keep
+EVALUATION_TOKENS = 8192  # a whole-split evaluation takes larger batches than training: no gradients to keep
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def evaluate(model: nn.Module, stream: TokenStream, config: Config, device: Devi
     """
     was_training = model.training
     model.eval()
-    rows = config.batch_size if config.eval_iters else max(config.batch_size, TOKENS_AT_ONCE // config.block_size)
+    rows = config.batch_size if config.eval_iters else max(config.batch_size, EVALUATION_TOKENS // config.block_size)
     total, count = 0.0, 0
     for x, y in evaluation_batches(stream, config.block_size, rows, config.eval_iters):
         with device.autocast():

@@ -36,7 +36,9 @@ class OptionParser(Generic[T]):
     def parse(self, tokens: Sequence[str]) -> T:
         """The options that `tokens` mean; later ones win. UserError for what is unknown, ill-typed or out of range."""
         if HELP & set(tokens):
-            tyro.cli(self.options, args=["--help"], prog=self.usage.split()[1], config=TYRO_CONFIG)
+            tyro.cli(
+                self.options, args=["--help"], prog=self.usage.split()[1], description=self.usage, config=TYRO_CONFIG
+            )
         values = {name: self._typed(name, value) for name, value in self.pairs(tokens)}
         if self.positional and self.positional not in values:
             raise UserError(f"{self.positional} is missing; write {self.usage}")
@@ -80,7 +82,7 @@ class OptionParser(Generic[T]):
         return token.startswith("--") and token[2:].partition("=")[0].replace("-", "_") in self.fields
 
     def _typed(self, name: str, value: str) -> Any:
-        if self.types[name] is str:
+        if self.types[name] in (str, str | None):
             return value
         try:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -94,6 +96,7 @@ class OptionParser(Generic[T]):
         flat: list[Any] = []
         for choice in choices:
             flat += typing.get_args(choice) or [choice]
+        flat = [choice for choice in flat if choice is not type(None)]
         words = ["True, False" if choice is bool else getattr(choice, "__name__", str(choice)) for choice in flat]
         if len(words) > 1 or bool in flat:
             return f" with one of {', '.join(words)}"

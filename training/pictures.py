@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,18 @@ import numpy as np
 from torch import Tensor
 
 from figures import DPI, SHEET_SPLINES, draw_layer_sheet, draw_overview, needed_limit, nice_limit, plot_layer
-from spline_views import LayerView, layer_inputs, layer_view, load_views, most_curved, save_views
+from spline_views import (
+    MOST_TOKENS,
+    TOKENS_AT_ONCE,
+    LayerView,
+    layer_inputs,
+    layer_view,
+    load_views,
+    most_curved,
+    save_views,
+)
+from training.batches import Batch, evaluation_batches
+from training.dataset import TokenStream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,6 +158,13 @@ class SplinePictures:
         title = f"What the splines learnt · step {step:,}"
         overview = draw_overview(layers, title, limit, importance_limit)
         save_picture(overview, folder / "overview.png")
+
+
+def picture_batches(stream: TokenStream, block_size: int) -> list[Batch]:
+    """The validation text whose activations the histograms show; the same for every picture of a run."""
+    length = min(block_size, len(stream) - 1)
+    rows = max(1, TOKENS_AT_ONCE // length)
+    return list(evaluation_batches(stream, length, rows, math.ceil(MOST_TOKENS / (rows * length))))
 
 
 def save_picture(figure: Figure, path: Path) -> None:

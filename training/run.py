@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -108,11 +109,12 @@ def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) ->
         print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
 
 
-def command(script: str, arguments: str) -> str:
+def command(script: str, *arguments: str) -> str:
     """A command line for the user to copy, with the interpreter that runs this."""
-    found = shutil.which("python")
-    running = Path(sys.executable)
+    found, running, here = shutil.which("python"), Path(sys.executable), Path.cwd()
     if found and Path(found).absolute() == running.absolute():
-        return f"python {script} {arguments}"
-    here = Path.cwd()
-    return f"{running.relative_to(here) if running.is_relative_to(here) else running} {script} {arguments}"
+        interpreter = "python"
+    else:
+        interpreter = str(running.relative_to(here) if running.is_relative_to(here) else running)
+    path = Path(__file__).resolve().parents[1] / script
+    return shlex.join([interpreter, script if path.parent == here.resolve() else str(path), *arguments])

@@ -28,16 +28,16 @@ def downloaded_documents() -> Iterator[str]:
     except ImportError as error:
         raise UserError("OpenWebText needs the package datasets; run `pip install datasets`") from error
     try:
-        for example in datasets.load_dataset(NAME, split="train", streaming=True):
+        # The parquet branch: the repository's default one is a loading script, which datasets 4 and later refuse.
+        for example in datasets.load_dataset(NAME, revision="refs/convert/parquet", split="train", streaming=True):
             yield example["text"]
     except (
         OSError,
         ValueError,
         RuntimeError,
     ) as error:  # what hub, network and parsers raise derives from these
-        raise UserError(
-            f"{NAME} could not be streamed ({type(error).__name__}); check the network, or pass a LOCAL_FILE"
-        ) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{NAME} could not be streamed ({reason}); check the network, or pass a LOCAL_FILE") from error
 
 
 def local_documents(path: Path) -> Iterator[str]:
