@@ -15,7 +15,7 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
     table = control_points.to(accumulation_dtype(dtype)).reshape(-1, out_features)  # (I·G, O)
     t = t.to(table.dtype)
     row = flat_rows(cell, num_control_points)
-    columns = interleave(row, row + 1).flatten().to(torch.int32)  # (N·2·I); int32 is ~1.4x faster in MKL
+    columns = interleave(row, row + 1).flatten().to(torch.int32)  # (N·2·I); MKL takes int32 faster than int64
     values = interleave(1 - t, t).flatten()
     return sparse_matmul(values, columns, 2 * in_features, table).to(dtype)
 

@@ -24,7 +24,7 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
 }
 
-# On a CPU compiling takes 10 to 20 s, and saves a quarter to two fifths of each step (docs/log.md).
+# On a CPU compiling takes about 25 s, and saves up to two fifths of each step (docs/log.md).
 CPU_COMPILE_STEPS = 2000
 
 
