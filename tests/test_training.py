@@ -342,3 +342,14 @@ def test_a_compiled_run_has_the_same_losses(tmp_path: Path, dataset: Path, basel
     found = losses(dataset, tmp_path, compile=True, kan_init="random_normal", eval_interval=STEPS, sample_tokens=4)
     assert found == pytest.approx(baseline, rel=1e-4)
     assert not any("_orig_mod" in name for name in read_state(tmp_path / "checkpoints/best.pt")["model"])
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_compiled_training_is_deterministic_on_two_threads(tmp_path: Path) -> None:
+    """Inductor's scatters would add in the order in which threads arrive; it takes some size for that to show."""
+    dataset = make_dataset(tmp_path / "words")
+    size = {"n_embd": 64, "block_size": 32, "batch_size": 12, "num_threads": 2, "compile": True, "max_iters": 6}
+    for name in ("a", "b"):
+        call(train.main, *options(dataset, tmp_path / name, **size))
+    first, second = (load_checkpoint(tmp_path / name).model.state_dict() for name in ("a", "b"))
+    assert all(torch.equal(first[key], second[key]) for key in first)

@@ -75,6 +75,9 @@ def choose_device(config: Config) -> Device:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # tf32
     compiled, why = _decide_compile(config, device)
+    if compiled and device.type == "cpu":
+        # Inductor's scatters add in the order in which threads arrive; a resumed run must equal the uninterrupted one.
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return Device(device, _find_dtype(config.dtype, device), compiled, why)
 
 
