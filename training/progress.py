@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from training.files import write_atomically
+
 
 class Stopwatch:
     """Measures training steps. Compiling, evaluating, saving and drawing happen in `pause` and do not count."""
@@ -57,9 +59,8 @@ class Metrics:
     def __init__(self, path: Path, resume_step: int) -> None:
         """Append to `path`, without what a resumed run had written after `resume_step`, or half a last line."""
         kept = [line for line in _valid_lines(path) if json.loads(line)["step"] <= resume_step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        text = "".join(line + "\n" for line in kept)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
 
     def write(self, record: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from model import GPTConfig
 from training.checkpoint import checkpoint_folder, newest_good_state
 from training.config import Config, parse, save
 from training.errors import UserError
+from training.files import write_atomically
 
 CONFIG_FILE = "config.toml"
 MAY_CHANGE = {"kan_impl", "dropout"}  # of the model's options: they leave the parameters as they are
@@ -35,9 +36,7 @@ class Run:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             resolved = dataclasses.replace(self.config, out_dir=str(self.directory), resume=False)
-            temporary = self.directory / f".{CONFIG_FILE}.tmp"
-            save(resolved, temporary)
-            temporary.replace(self.directory / CONFIG_FILE)
+            write_atomically(self.directory / CONFIG_FILE, lambda temporary: save(resolved, temporary))
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{self.directory} cannot be written ({reason}); choose another --out_dir") from error
