@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends import csr, dense, embedding, embedding_bag, reference
+from backends import csr, dense, embedding, embedding_bag, native, native_build, reference
 
 SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
 
@@ -63,6 +63,12 @@ def _sparse_matmul_exists(problem: Problem) -> str | None:
     return None
 
 
+def _kernel_can_be_built(problem: Problem) -> str | None:
+    if problem.device.type != "cpu":
+        return f"it is for CPUs, and the layer is on {problem.device.type}"
+    return native_build.why_not()
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -71,13 +77,15 @@ BACKENDS: dict[str, Backend] = {
         Backend("embedding", embedding.spline_sum, _gather_fits),
         Backend("csr", csr.spline_sum, _sparse_matmul_exists),
         Backend("dense", dense.spline_sum, _runs_anywhere),
+        Backend("native", native.spline_sum, _kernel_can_be_built),
     )
 }
 ALIASES = {"sparse_matmul_csr": "csr"}
 IMPLS = ("auto", *BACKENDS, *ALIASES)
 
-# Up to this grid `dense`, whose work grows with G, trains faster than those whose work does not. Measured on two CPU
-# cores by `python bench/layer.py` (docs/log.md), where they meet between 16 and 32; a guess for other devices.
+# Where there is no kernel of ours: up to this grid `dense`, whose work grows with G, trains faster than those whose work
+# does not. Measured on two CPU cores by `python bench/layer.py` (docs/log.md), where they meet between 16 and 32; a
+# guess for other devices.
 LARGEST_DENSE_GRID = 20
 
 
@@ -101,9 +109,13 @@ def choose(impl: str, problem: Problem) -> tuple[Backend, str]:
 
 
 def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
+    no_kernel = BACKENDS["native"].why_not(problem)
+    if no_kernel is None:
+        return BACKENDS["native"], "auto: the fastest on CPUs"
+    aside = f", as native cannot be used: {no_kernel}" if problem.device.type == "cpu" else ""
     grid = problem.num_control_points
     if grid <= LARGEST_DENSE_GRID:
-        return BACKENDS["dense"], f"auto: fastest in training up to {LARGEST_DENSE_GRID} control points"
+        return BACKENDS["dense"], f"auto: fastest in training up to {LARGEST_DENSE_GRID} control points{aside}"
     if BACKENDS["csr"].why_not(problem) is None:
-        return BACKENDS["csr"], f"auto: fastest in training above {LARGEST_DENSE_GRID} control points"
-    return BACKENDS["embedding_bag"], f"auto: its work does not grow with the {grid} control points"
+        return BACKENDS["csr"], f"auto: fastest in training above {LARGEST_DENSE_GRID} control points{aside}"
+    return BACKENDS["embedding_bag"], f"auto: its work does not grow with the {grid} control points{aside}"

@@ -1,0 +1,86 @@
+"""`native`: our own C++ kernel (native.cpp) for CPUs, float32 and bfloat16, forward and backward.
+
+It does the 2·I·O multiply-adds a token that the layer needs, whatever G is, and never writes out a basis. Weights that
+autocast asks to be bfloat16 are read as they are stored, in float32, since the arithmetic is float32 anyway.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from backends import embedding_bag, native_build
+
+_NARROW = (torch.float32, torch.bfloat16)  # what the kernel reads and writes
+
+
+class _Shape(ctypes.Structure):
+    """`struct Shape` of native.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "inputs", "points", "outputs", "threads")),
+        *((name, ctypes.c_int64) for name in ("x_half", "weight_half", "y_half")),
+        ("width", ctypes.c_double),
+    )
+
+
+def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
+    """x (N, I), control_points (I, G, O) → (N, O). float64 goes through embedding_bag; float16 computes in float32."""
+    if torch.float64 in (x.dtype, control_points.dtype, dtype):
+        return embedding_bag.spline_sum(x, control_points, spline_width, dtype)
+    x, control_points = (t if t.dtype in _NARROW else t.float() for t in (x, control_points))
+    y = spline_sum_op(x, control_points, spline_width, dtype if dtype in _NARROW else torch.float32)
+    return y.to(dtype)
+
+
+@torch.library.custom_op("splinegpt::native", mutates_args=(), device_types="cpu")
+def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
+    """As `spline_sum`, for float32 and bfloat16 in any mixture."""
+    x, control_points = x.contiguous(), control_points.contiguous()
+    y = x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
+    shape = _shape(x, control_points, y, spline_width)
+    native_build.load().splinegpt_forward(ctypes.byref(shape), *_addresses(x, control_points, y))
+    return y
+
+
+@spline_sum_op.register_fake
+def _(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
+
+
+@torch.library.custom_op("splinegpt::native_backward", mutates_args=(), device_types="cpu")
+def spline_sum_backward(grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the control points, in their types; sums over tokens are float32."""
+    grad, x, control_points = grad.contiguous(), x.contiguous(), control_points.contiguous()
+    grad_x = torch.empty_like(x)
+    grad_weight = torch.zeros_like(control_points, dtype=torch.float32)
+    shape = _shape(x, control_points, grad, spline_width)
+    addresses = _addresses(x, control_points, grad, grad_x, grad_weight)
+    native_build.load().splinegpt_backward(ctypes.byref(shape), *addresses)
+    return grad_x, grad_weight.to(control_points.dtype)
+
+
+@spline_sum_backward.register_fake
+def _(grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), control_points.new_empty(control_points.shape)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    x, control_points, ctx.spline_width, _ = inputs
+    ctx.save_for_backward(x, control_points)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    return *spline_sum_backward(grad, *ctx.saved_tensors, ctx.spline_width), None, None
+
+
+spline_sum_op.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _shape(x: Tensor, control_points: Tensor, y: Tensor, spline_width: float) -> _Shape:
+    half = (tensor.dtype is torch.bfloat16 for tensor in (x, control_points, y))
+    return _Shape(x.shape[0], *control_points.shape, torch.get_num_threads(), *half, spline_width)
+
+
+def _addresses(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]

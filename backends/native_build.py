@@ -1,0 +1,151 @@
+"""Building native.cpp with the C++ compiler of this machine, once, and loading it from the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("native.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+SECONDS_TO_BUILD = 60  # for a build that takes less than one; then something is stuck
+
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+# Not every compiler takes these: the first set that it builds with is used. Without OpenMP (Apple's clang) the kernel
+# runs on one thread. x86 compilers otherwise use half of a 512-bit vector.
+OPTIONAL_FLAGS = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native", "-fopenmp"),
+    ("-march=native",),
+    ("-mcpu=native",),
+    (),
+)
+
+
+class NativeUnavailable(Exception):
+    """The kernel cannot be built or loaded here; the message says why, in a phrase."""
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The kernel's library, built if no good copy is in the cache. Raises NativeUnavailable."""
+    outcome = _try_to_load()
+    if isinstance(outcome, str):
+        raise NativeUnavailable(outcome)
+    return outcome
+
+
+@functools.cache
+def why_not() -> str | None:
+    """The reason why the kernel cannot be used on this machine, or None. Builds it if need be."""
+    try:
+        load()
+    except NativeUnavailable as reason:
+        return str(reason)
+    return None
+
+
+@functools.cache
+def _try_to_load() -> ctypes.CDLL | str:
+    try:
+        return load_from(cache_directory(), find_compiler())
+    except NativeUnavailable as reason:
+        return str(reason)
+    except OSError as error:
+        return f"the compiled kernel could not be stored or loaded ({error})"
+
+
+def load_from(directory: Path, compiler: str, extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The library for this source, compiler, machine and `extra_flags` from `directory`, built there if need be.
+
+    A library carries the digest of its contents in its name and is put in place by renaming, so that processes that
+    build at once do not disturb each other, and a damaged or foreign file is recognised without loading it.
+    """
+    key = _digest(SOURCE.read_bytes(), " ".join((*FLAGS, *extra_flags)), str(OPTIONAL_FLAGS), *_identity(compiler))
+    for path in sorted(directory.glob(f"native-{key}-*.so")):
+        if path.stem.endswith("-" + _digest(path.read_bytes())):
+            return ctypes.CDLL(str(path))
+        path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as build:
+        built = Path(build) / "native.so"
+        _compile(compiler, extra_flags, built)
+        path = directory / f"native-{key}-{_digest(built.read_bytes())}.so"
+        os.replace(built, path)
+    return ctypes.CDLL(str(path))
+
+
+def find_compiler() -> str:
+    """The path of a C++ compiler: $CXX, or the first of the usual names that exists. Raises NativeUnavailable."""
+    wanted = os.environ.get("CXX")
+    for name in (wanted,) if wanted else COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    if wanted:
+        raise NativeUnavailable(f"CXX is {wanted!r}, which is no program on this machine")
+    raise NativeUnavailable(f"no C++ compiler was found (looked for {', '.join(COMPILERS)}; CXX can name another)")
+
+
+def cache_directory() -> Path:
+    """Where built kernels are kept, for this user alone: made if need be; a temporary folder where that fails."""
+    if sys.platform == "darwin":
+        home = Path.home() / "Library" / "Caches"
+    else:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = home / "splinegpt"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK) and directory.stat().st_uid == os.getuid():
+            return directory
+    except OSError:
+        pass
+    return _temporary_directory()
+
+
+@functools.cache
+def _temporary_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="splinegpt-"))
+
+
+def _compile(compiler: str, extra_flags: tuple[str, ...], output: Path) -> None:
+    complaint = ""
+    for optional in OPTIONAL_FLAGS:
+        command = [compiler, *FLAGS, *optional, *extra_flags, str(SOURCE), "-o", str(output)]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_BUILD)
+        except subprocess.TimeoutExpired:
+            raise NativeUnavailable(f"{compiler} did not finish in {SECONDS_TO_BUILD} s") from None
+        if result.returncode == 0:
+            return
+        complaint = complaint or next((line for line in result.stderr.splitlines() if "error" in line), "no message")
+    raise NativeUnavailable(f"{compiler} failed to build it ({complaint.strip()})")
+
+
+def _identity(compiler: str) -> tuple[str, str]:
+    """What the built library depends on besides its source: compiler version and CPU."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=SECONDS_TO_BUILD)
+    cpu = [platform.machine(), platform.processor()]
+    try:  # a home directory may be shared by machines whose CPUs differ
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu += [
+            line for line in dict.fromkeys(lines) if line.startswith(("model name", "flags", "Features", "CPU part"))
+        ]
+    except OSError:
+        pass
+    return compiler + version.stdout, "\n".join(cpu)
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
