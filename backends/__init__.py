@@ -83,9 +83,9 @@ BACKENDS: dict[str, Backend] = {
 ALIASES = {"sparse_matmul_csr": "csr"}
 IMPLS = ("auto", *BACKENDS, *ALIASES)
 
-# Where there is no kernel of ours: up to this grid `dense`, whose work grows with G, trains faster than those whose work
-# does not. Measured on two CPU cores by `python bench/layer.py` (docs/log.md), where they meet between 16 and 32; a
-# guess for other devices.
+# Where there is no kernel of ours: up to this grid `dense`, whose work grows with G, trains faster than those whose
+# work does not. Measured on two CPU cores by `python bench/layer.py` (docs/log.md), where they meet between 16 and 32;
+# a guess for other devices.
 LARGEST_DENSE_GRID = 20
 
 
