@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
+#include <numeric>
 #include <utility>
 #ifdef _OPENMP
 #include <omp.h>
@@ -42,6 +42,16 @@ constexpr int LANES = 4, REGISTERS = 16;
 #define KEEP_POINTER(pointer) asm("" : "+r"(pointer))  // base + constant addresses: cheaper than base + index
 constexpr int MOST_VECTORS = REGISTERS / 4;  // a strip of outputs: the backward holds three vectors for each of its
 
+// Whether bfloat16 is computed by vdpbf16ps, the lerp of 16 outputs in one instruction, rather than in float32. AMD's
+// cores issue one a cycle; Intel's (Emerald Rapids) one in two, so that two float32 multiply-adds are faster there.
+#ifndef BFLOAT16_DOT
+#if defined(__AVX512BF16__) && (defined(__znver4__) || defined(__znver5__))
+#define BFLOAT16_DOT 1
+#else
+#define BFLOAT16_DOT 0
+#endif
+#endif
+
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef float UnalignedVector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
@@ -53,24 +63,38 @@ inline Vector splat(float value) {
     return all;
 }
 
-template <int... k>
-inline Vector add_neighbours(Vector a, Vector b, std::integer_sequence<int, k...>) {
+#if BFLOAT16_DOT
+// sum += the dot products of pairs of bfloat16: in each lane the values at both ends of a cell, and their two weights.
+inline void add_dots(Vector& sum, const float* pairs, uint32_t weights) {
+    typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
+    const Bits all = weights - Bits{};
+    asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const UnalignedVector*>(pairs)), "v"(all));
+}
+#else
+[[maybe_unused]] inline void add_dots(Vector&, const float*, uint32_t) {}
+#endif
+
+// Lane k of the result is the sum of lanes k and k ^ distance: of a where k & distance is 0, else of b.
+template <int distance, int... k>
+inline Vector fold(Vector a, Vector b, std::integer_sequence<int, k...>) {
+    constexpr auto swapped = [](int lane) { return lane & distance ? lane - distance + LANES : lane + distance; };
+    constexpr auto blended = [](int lane) { return lane & distance ? lane + LANES : lane; };
 #if defined(__clang__)
-    return __builtin_shufflevector(a, b, (2 * k)...) + __builtin_shufflevector(a, b, (2 * k + 1)...);
+    return __builtin_shufflevector(a, b, swapped(k)...) + __builtin_shufflevector(a, b, blended(k)...);
 #else
     typedef int32_t Indices __attribute__((vector_size(LANES * 4)));
-    return __builtin_shuffle(a, b, Indices{(2 * k)...}) + __builtin_shuffle(a, b, Indices{(2 * k + 1)...});
+    return __builtin_shuffle(a, b, Indices{swapped(k)...}) + __builtin_shuffle(a, b, Indices{blended(k)...});
 #endif
 }
 
-// The sum over the lanes of each of `count` vectors, in their order.
-template <int count>
+// The sum over the lanes of each of LANES vectors that lie one after the other.
+template <int count = LANES>
 inline Vector lane_sums(const float* vectors) {
     if constexpr (count == 1)
         return load(vectors);
     else
-        return add_neighbours(lane_sums<count / 2>(vectors), lane_sums<count / 2>(vectors + count / 2 * LANES),
-                              std::make_integer_sequence<int, LANES>());
+        return fold<count / 2>(lane_sums<count / 2>(vectors), lane_sums<count / 2>(vectors + count / 2 * LANES),
+                               std::make_integer_sequence<int, LANES>());
 }
 
 // ---- memory ----------------------------------------------------------------------------------------------------
@@ -129,6 +153,8 @@ inline uint16_t to_bfloat16(float value) {  // round to nearest, ties to even; N
     return value == value ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FC0;
 }
 
+inline uint32_t bfloat16_pair(float low, float high) { return uint32_t(to_bfloat16(high)) << 16 | to_bfloat16(low); }
+
 inline float from_bfloat16(uint16_t value) {
     const uint32_t bits = uint32_t(value) << 16;
     float wide;
@@ -163,8 +189,18 @@ struct Rows {
             uint16_t* to = reinterpret_cast<uint16_t*>(data) + row * width + column;
             for (int k = 0; k < count; k++) to[k] = to_bfloat16(from[k]);
         } else {
-            std::memcpy(reinterpret_cast<float*>(data) + row * width + column, from, count * sizeof(float));
+            float* to = reinterpret_cast<float*>(data) + row * width + column;
+            int k = 0;
+            for (; k + LANES <= count; k += LANES) store(to + k, load(from + k));
+            for (; k < count; k++) to[k] = from[k];
         }
+    }
+    // Whether strips of `count` elements can be worked on in place as fast as if they were packed: whole, aligned
+    // cache lines, with rows so far apart that many fit a cache (whose sets go by the place within a page).
+    bool packed_enough(int count) const {
+        const int64_t line = 64, lines_in_page = 64, stride = width * 4;
+        return !half && uintptr_t(data) % line == 0 && stride % line == 0 &&
+               std::gcd(stride / line, lines_in_page) * line <= count * 4;
     }
     void prefetch(int64_t row, int64_t column) const {
         __builtin_prefetch(data + (row * width + column) * (half ? 2 : 4));
@@ -207,11 +243,14 @@ struct Shape {  // mirrored in native.py
     double width;
 };
 
-// Strips that cover `outputs`: as many vectors wide as allowed while they fit, then narrower ones, the last padded.
-inline int strip_vectors(int64_t outputs_left, int most) {
-    int vectors = most;
-    while (vectors > 1 && vectors * LANES > outputs_left) vectors /= 2;
-    return vectors;
+// Calls body(first output, how many, how many vectors they fill) for strips that cover the outputs: as many vectors
+// wide as allowed while that many are left, then narrower ones, the last of them padded.
+template <typename Body>
+void for_strips(int64_t output, int64_t output_end, int most_vectors, Body body) {
+    for (int vectors = most_vectors; output < output_end; output += vectors * LANES) {
+        while (vectors > 1 && vectors * LANES > output_end - output) vectors /= 2;
+        body(output, int(std::min<int64_t>(vectors * LANES, output_end - output)), vectors);
+    }
 }
 
 // More threads than this much work is worth cost more than they save.
@@ -226,7 +265,8 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Adds the splines of some features to the sums of some tokens. `row` is where the lower row of W of each
 // (token, feature) starts in `weight`, `next` the distance to the upper one; sums (tokens, vectors * LANES).
-template <int vectors>
+// `paired`: `weight` holds pairs of bfloat16, the rows of both ends of a cell as one, and `place` pairs of weights.
+template <int vectors, bool paired>
 void add_splines(const float* weight, int64_t next, const int32_t* row, const float* place, int features,
                  int64_t tokens, bool first, float* sums) {
     const Vector ones = splat(1);
@@ -234,8 +274,15 @@ void add_splines(const float* weight, int64_t next, const int32_t* row, const fl
         Vector sum[vectors];
 #pragma GCC unroll 8
         for (int k = 0; k < vectors; k++) sum[k] = first ? Vector{} : load(sums + k * LANES);
-        auto add = [&](uint32_t lower_row, float t) __attribute__((always_inline)) {
+        auto add = [&](uint32_t lower_row, const float& t) __attribute__((always_inline)) {
             const float *lower = weight + lower_row, *upper = lower + next;
+            if constexpr (paired) {
+                uint32_t weights;
+                std::memcpy(&weights, &t, 4);
+#pragma GCC unroll 8
+                for (int k = 0; k < vectors; k++) add_dots(sum[k], lower + k * LANES, weights);
+                return;
+            }
             KEEP_POINTER(upper);
             const Vector right = splat(t), left = ones - right;
 #pragma GCC unroll 8
@@ -256,32 +303,38 @@ void add_splines(const float* weight, int64_t next, const int32_t* row, const fl
     }
 }
 
+template <bool paired>
 auto splines_adder(int vectors) {
-    return vectors == 8   ? add_splines<8>
-           : vectors == 4 ? add_splines<4>
-           : vectors == 2 ? add_splines<2>
-                          : add_splines<1>;
+    return vectors == 8   ? add_splines<8, paired>
+           : vectors == 4 ? add_splines<4, paired>
+           : vectors == 2 ? add_splines<2, paired>
+                          : add_splines<1, paired>;
 }
 
 struct Forward {
     const Shape& shape;
     Rows x, weight, y;  // x (N, I), weight (I*G, O), y (N, O)
     Grid grid;
+    bool paired;
     int most_vectors, tile_features;
+    int64_t tile_rows;  // of one feature
 
     Forward(const Shape& s, const void* x_data, const void* weight_data, void* y_data)
         : shape(s),
           x{(char*)x_data, s.x_half != 0, s.inputs},
           weight{(char*)weight_data, s.weight_half != 0, s.outputs},
           y{(char*)y_data, s.y_half != 0, s.outputs},
-          grid(s.points, s.width) {
+          grid(s.points, s.width),
+          paired(BFLOAT16_DOT && s.y_half && s.tokens > s.points),  // else too few for what packing costs
+          tile_rows(paired ? s.points - 1 : s.points) {
         // Measured with L1 caches of 48 KiB: wide strips while a tile of four features fits there; else narrower
         // ones, tiles that fit the L2 cache, and more features to a tile, as each costs a pass over the sums.
         const bool small = s.points <= 16 * 8 / MOST_VECTORS;
         most_vectors = small ? MOST_VECTORS : std::max(1, MOST_VECTORS / 2);
         const int64_t tile_bytes = small ? 32 << 10 : 128 << 10;
         tile_features = CHUNK;
-        while (tile_features > 1 && tile_features * s.points * most_vectors * LANES * 4 > tile_bytes) tile_features /= 2;
+        const int64_t feature_bytes = tile_rows * most_vectors * LANES * 4;
+        while (tile_features > 1 && tile_features * feature_bytes > tile_bytes) tile_features /= 2;
     }
 
     void run() {
@@ -289,7 +342,7 @@ struct Forward {
         const int64_t most_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 1024);  // sums of 1.5 MiB
         const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, most_tokens), threads) * threads;
         const int64_t block = ceil_div(shape.tokens, even_blocks), blocks = ceil_div(shape.tokens, block);
-        const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;  // few tokens: split the outputs as well
+        const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;  // few tokens: split outputs as well
         const int64_t part = ceil_div(ceil_div(shape.outputs, parts), LANES) * LANES;
 #pragma omp parallel for schedule(static) num_threads(threads) collapse(2)
         for (int64_t b = 0; b < blocks; b++)
@@ -301,7 +354,7 @@ struct Forward {
     void run_block(int64_t token, int64_t token_end, int64_t output, int64_t output_end) {
         const int64_t tokens = token_end - token, padded = ceil_div(output_end - output, LANES) * LANES;
         if (padded <= 0) return;
-        Buffer<float> tile(tile_features * shape.points * most_vectors * LANES), sums(tokens * padded);
+        Buffer<float> tile(tile_features * tile_rows * most_vectors * LANES), sums(tokens * padded);
         Buffer<float> place(tokens * CHUNK);
         Buffer<int32_t> cell(tokens * CHUNK), row(tokens * CHUNK);
         for (int64_t i = 0; i < shape.inputs; i += CHUNK) {
@@ -323,6 +376,11 @@ struct Forward {
             x.read(token + n, i, features, CHUNK, in);
             if (i + CHUNK < shape.inputs) x.prefetch(token + n, i + CHUNK);
             grid.locate(in, cell + n * CHUNK, place + n * CHUNK);
+            if (!paired) continue;
+            for (float* t = place + n * CHUNK; t < place + (n + 1) * CHUNK; t++) {
+                const uint32_t weights = bfloat16_pair(1 - *t, *t);
+                std::memcpy(t, &weights, 4);
+            }
         }
     }
 
@@ -331,34 +389,48 @@ struct Forward {
         int64_t stride = 0;
         for_strips(output, output_end, most_vectors, [&](int64_t o, int count, int vectors) {
             // With few tokens, read W where it lies: packing would read all G control points of each spline.
-            const bool in_place = tokens < shape.points && !weight.half && count == vectors * LANES &&
-                                  features * shape.points * shape.outputs < INT32_MAX;
+            const bool in_place = (tokens < shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
+                                  count == vectors * LANES && features * shape.points * shape.outputs < INT32_MAX;
             const int64_t row_length = in_place ? shape.outputs : vectors * LANES;
             if (row_length != stride) {
                 stride = row_length;
                 for (int64_t n = 0; n < tokens; n++)
                     for (int f = 0; f < features; f++)
-                        row[n * CHUNK + f] = int32_t((f * shape.points + cell[n * CHUNK + f]) * stride);
+                        row[n * CHUNK + f] = int32_t((f * tile_rows + cell[n * CHUNK + f]) * stride);
             }
-            if (!in_place)
-                for (int64_t r = 0; r < features * shape.points; r++)
-                    weight.read(i * shape.points + r, o, count, vectors * LANES, tile + r * vectors * LANES);
-            splines_adder(vectors)(in_place ? weight.floats(i * shape.points, o) : tile, stride, row, place, features,
-                                   tokens, i == 0, sums + (o - output) * tokens);
+            if (!in_place) pack(i, features, o, count, vectors, tile);
+            const auto add = paired ? splines_adder<BFLOAT16_DOT>(vectors) : splines_adder<false>(vectors);
+            add(in_place ? weight.floats(i * shape.points, o) : tile, stride, row, place, features, tokens, i == 0,
+                sums + (o - output) * tokens);
         });
     }
 
-    template <typename Body>
-    static void for_strips(int64_t output, int64_t output_end, int most, Body body) {
-        for (int64_t o = output; o < output_end;) {
-            const int vectors = strip_vectors(output_end - o, most);
-            body(o, int(std::min<int64_t>(vectors * LANES, output_end - o)), vectors);
-            o += vectors * LANES;
+    void pack(int64_t i, int features, int64_t o, int count, int vectors, float* tile) const {
+        const int length = vectors * LANES;
+        if (!paired) {
+            for (int64_t r = 0; r < features * shape.points; r++)
+                weight.read(i * shape.points + r, o, count, length, tile + r * length);
+            return;
+        }
+        float ends[2][MOST_VECTORS * LANES];
+        for (int f = 0; f < features; f++) {
+            weight.read((i + f) * shape.points, o, count, length, ends[0]);
+            for (int64_t g = 0; g < tile_rows; g++, tile += length) {
+                const float *lower = ends[g % 2], *upper = ends[(g + 1) % 2];
+                weight.read((i + f) * shape.points + g + 1, o, count, length, ends[(g + 1) % 2]);
+                for (int k = 0; k < length; k++) {
+                    const uint32_t pair = bfloat16_pair(lower[k], upper[k]);
+                    std::memcpy(tile + k, &pair, 4);
+                }
+            }
         }
     }
+
 };
 
 // ---- backward --------------------------------------------------------------------------------------------------
+
+inline void add_lane_sums(const float* vectors, float* to) { store(to, load(to) + lane_sums(vectors)); }
 
 struct Visit {  // a token in a cell
     int32_t token;
@@ -366,11 +438,12 @@ struct Visit {  // a token in a cell
 };
 constexpr int AHEAD = 4;  // visits by which the gradients of y are prefetched
 
-// All visits to one cell: adds to the gradients of its two rows of W, and leaves for each visit a vector whose lanes
-// sum up to dy . (upper - lower), the gradient of the place.
+// The visits from `visit` to `end` of one feature, all to one cell: adds to the gradients of its two rows of W, and to
+// grad_place[visit] the gradient of its place, dy . (upper - lower). Those are summed over the lanes of `products`,
+// LANES visits at a time; fewer wait there for the next cell.
 template <int vectors>
-void visit_cell(const float* grad_y, const Visit* visits, int count, const float* lower, const float* upper,
-                float* grad_lower, float* grad_upper, float* grad_place) {
+void visit_cell(const float* grad_y, int64_t grad_y_stride, const Visit* visits, int visit, int end, const float* lower,
+                const float* upper, float* grad_lower, float* grad_upper, float* products, float* grad_place) {
     const Vector ones = splat(1);
     Vector to_lower[vectors], to_upper[vectors], slope[vectors];
 #pragma GCC unroll 8
@@ -379,10 +452,10 @@ void visit_cell(const float* grad_y, const Visit* visits, int count, const float
         slope[k] = load(upper + k * LANES) - load(lower + k * LANES);
         KEEP_IN_REGISTER(slope[k]);
     }
-    for (int m = 0; m < count; m++, grad_place += LANES) {
-        const float* dy = grad_y + int64_t(visits[m].token) * (vectors * LANES);
-        const float* later_dy = grad_y + int64_t(visits[m + AHEAD].token) * (vectors * LANES);
-        const Vector right = splat(visits[m].place), left = ones - right;
+    for (; visit < end; visit++) {
+        const float* dy = grad_y + visits[visit].token * grad_y_stride;
+        const float* later_dy = grad_y + visits[visit + AHEAD].token * grad_y_stride;
+        const Vector right = splat(visits[visit].place), left = ones - right;
         Vector product = Vector{};
 #pragma GCC unroll 8
         for (int k = 0; k < vectors; k++) {
@@ -393,7 +466,9 @@ void visit_cell(const float* grad_y, const Visit* visits, int count, const float
             to_upper[k] += right * grad;
             product = k ? product + slope[k] * grad : slope[k] * grad;
         }
-        store(grad_place, product);
+        const int lane = visit % LANES;
+        store(products + lane * LANES, product);
+        if (lane == LANES - 1) add_lane_sums(products, grad_place + visit - lane);
     }
 #pragma GCC unroll 8
     for (int k = 0; k < vectors; k++) store(grad_lower + k * LANES, load(grad_lower + k * LANES) + to_lower[k]);
@@ -411,16 +486,15 @@ auto cell_visitor(int vectors) {
 struct Backward {
     const Shape& shape;
     Rows x, weight, grad_y, grad_x;
-    float* grad_weight;  // (I, G, O), zeros at first
+    float* grad_weight;  // (I, G, O)
     Grid grid;
 
     static constexpr int64_t MOST_TOKENS = 2048;
-    static constexpr int ENOUGH_TO_SUM = 128;
 
     // What one thread needs for its features and a block of tokens.
     struct Workspace {
         int64_t tokens, visits_stride, sums_stride;
-        Buffer<float> grad_y, grad_places, sums, weight, grad_weight, place, grad_x;
+        Buffer<float> grad_y, products, sums, weight, grad_weight, place, grad_x;
         Buffer<Visit> visits;        // (features, tokens), sorted by cell
         Buffer<int32_t> ends, cell;  // ends (features, G): where the visits of a cell end; cell (tokens, CHUNK)
 
@@ -429,7 +503,7 @@ struct Backward {
               visits_stride(most_tokens + AHEAD),
               sums_stride(ceil_div(most_tokens, LANES) * LANES + LANES),
               grad_y(most_tokens * MOST_VECTORS * LANES),
-              grad_places((most_tokens + LANES) * LANES),
+              products(LANES * LANES),
               sums(features * sums_stride),
               weight(points * MOST_VECTORS * LANES),
               grad_weight(points * MOST_VECTORS * LANES),
@@ -453,24 +527,47 @@ struct Backward {
     void run() {
         const int64_t threads = std::min<int64_t>(useful_threads(shape), shape.inputs);
 #pragma omp parallel for schedule(static) num_threads(int(threads))
-        for (int64_t k = 0; k < threads; k++) run_features(shape.inputs * k / threads, shape.inputs * (k + 1) / threads);
+        for (int64_t k = 0; k < threads; k++)
+            run_features(shape.inputs * k / threads, shape.inputs * (k + 1) / threads);
     }
 
     void run_features(int64_t i, int64_t i_end) {
         Workspace work(std::min(MOST_TOKENS, shape.tokens), i_end - i, shape.points);
+        for (int64_t f = i; f < i_end; f++) clear_grad_weight(f);
         for (int64_t token = 0; token < shape.tokens; token += MOST_TOKENS) {
             const int64_t tokens = std::min(MOST_TOKENS, shape.tokens - token);
-            for (int64_t c = i; c < i_end; c += CHUNK)
-                sort_visits(token, tokens, c, int(std::min<int64_t>(CHUNK, i_end - c)), c - i, work);
+            for_chunks(i, i_end, [&](int64_t c, int count) { sort_visits(token, tokens, c, count, c - i, work); });
             std::memset(work.sums, 0, (i_end - i) * work.sums_stride * sizeof(float));
-            Forward::for_strips(0, shape.outputs, MOST_VECTORS, [&](int64_t o, int count, int vectors) {
-                for (int64_t n = 0; n < tokens; n++)
-                    grad_y.read(token + n, o, count, vectors * LANES, work.grad_y + n * vectors * LANES);
-                for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, tokens, o, count, vectors, work);
+            for_strips(0, shape.outputs, MOST_VECTORS, [&](int64_t o, int count, int vectors) {
+                const Strip strip = strip_of_grad_y(token, tokens, o, count, vectors, work);
+                for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, tokens, strip, work);
             });
-            for (int64_t c = i; c < i_end; c += CHUNK)
-                write_grad_x(token, tokens, c, int(std::min<int64_t>(CHUNK, i_end - c)), c - i, work);
+            for_chunks(i, i_end, [&](int64_t c, int count) { write_grad_x(token, tokens, c, count, c - i, work); });
         }
+    }
+
+    void clear_grad_weight(int64_t i) const {
+        std::memset(grad_weight + i * shape.points * shape.outputs, 0, shape.points * shape.outputs * sizeof(float));
+    }
+
+    template <typename Body>
+    static void for_chunks(int64_t i, int64_t i_end, Body body) {
+        for (; i < i_end; i += CHUNK) body(i, int(std::min<int64_t>(CHUNK, i_end - i)));
+    }
+
+    struct Strip {  // some outputs, and where the gradients of y for a block of tokens are
+        int64_t output;
+        int count, vectors;
+        const float* grad_y;
+        int64_t grad_y_stride;
+    };
+
+    Strip strip_of_grad_y(int64_t token, int64_t tokens, int64_t o, int count, int vectors, Workspace& work) const {
+        const int length = vectors * LANES;
+        if (count == length && grad_y.packed_enough(count))
+            return {o, count, vectors, grad_y.floats(token, o), shape.outputs};
+        for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, work.grad_y + n * length);
+        return {o, count, vectors, work.grad_y, length};
     }
 
     // Counting sort by cell of the tokens, for up to CHUNK features from i on, the thread's `own`-th and following.
@@ -498,42 +595,31 @@ struct Backward {
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, Visit{0, 0});
     }
 
-    void visit_feature(int64_t i, int64_t own, int64_t tokens, int64_t o, int count, int vectors, Workspace& work) {
-        const bool in_place = !weight.half && count == vectors * LANES;
-        const int64_t stride = in_place ? shape.outputs : vectors * LANES, points = shape.points;
+    void visit_feature(int64_t i, int64_t own, int64_t tokens, const Strip& strip, Workspace& work) {
+        const int64_t o = strip.output, points = shape.points;
+        const int count = strip.count, length = strip.vectors * LANES;
+        const bool in_place = !weight.half && count == length;
+        const int64_t stride = in_place ? shape.outputs : length;
         const float* w = in_place ? weight.floats(i * points, o) : work.weight;
         float* grad_w = in_place ? grad_weight + i * points * shape.outputs + o : work.grad_weight;
         if (!in_place) {
             for (int64_t g = 0; g < points; g++)
-                weight.read(i * points + g, o, count, vectors * LANES, work.weight + g * stride);
+                weight.read(i * points + g, o, count, length, work.weight + g * stride);
             std::memset(work.grad_weight, 0, points * stride * sizeof(float));
         }
         const Visit* visits = work.visits + own * work.visits_stride;
         const int32_t* ends = work.ends + own * points;
         float* sums = work.sums + own * work.sums_stride;
-        const auto visit = cell_visitor(vectors);
-        int summed = 0;
-        for (int64_t g = 0, start = 0; g < points - 1; start = ends[g++]) {
-            const int end = ends[g];
-            if (end > start)
-                visit(work.grad_y, visits + start, int(end - start), w + g * stride, w + (g + 1) * stride,
-                      grad_w + g * stride, grad_w + (g + 1) * stride, work.grad_places + (start - summed) * LANES);
-            if (end - summed >= ENOUGH_TO_SUM || end == tokens) summed = add_lane_sums(work.grad_places, summed, end, tokens, sums);
-        }
+        const auto visit = cell_visitor(strip.vectors);
+        for (int64_t g = 0, start = 0; g < points - 1; start = ends[g++])
+            if (ends[g] > start)
+                visit(strip.grad_y, strip.grad_y_stride, visits, int(start), ends[g], w + g * stride,
+                      w + (g + 1) * stride, grad_w + g * stride, grad_w + (g + 1) * stride, work.products, sums);
+        if (tokens % LANES) add_lane_sums(work.products, sums + tokens / LANES * LANES);
         if (!in_place)
             for (int64_t g = 0; g < points; g++)
                 for (int k = 0; k < count; k++)
                     grad_weight[(i * points + g) * shape.outputs + o + k] += work.grad_weight[g * stride + k];
-    }
-
-    // Adds to sums[from:to] the lane sums of the vectors from `from` on, in groups of LANES; what does not fill one
-    // waits at the front of `vectors`, unless all is done. Returns where the waiting ones start.
-    static int add_lane_sums(float* vectors, int from, int to, int64_t all, float* sums) {
-        const int end = to == all ? to : from + (to - from) / LANES * LANES;
-        for (int m = from; m < end; m += LANES)
-            store(sums + m, load(sums + m) + lane_sums<LANES>(vectors + (m - from) * LANES));
-        std::memcpy(vectors, vectors + (end - from) * LANES, (to - end) * LANES * sizeof(float));
-        return end;
     }
 
     void write_grad_x(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
@@ -562,6 +648,10 @@ void splinegpt_forward(const Shape* shape, const void* x, const void* weight, vo
 
 void splinegpt_backward(const Shape* shape, const void* x, const void* weight, const void* grad_y, void* grad_x,
                         float* grad_weight) {
-    if (shape->tokens > 0) Backward(*shape, x, weight, grad_y, grad_x, grad_weight).run();
+    Backward backward(*shape, x, weight, grad_y, grad_x, grad_weight);
+    if (shape->tokens > 0)
+        backward.run();
+    else
+        for (int64_t i = 0; i < shape->inputs; i++) backward.clear_grad_weight(i);
 }
 }

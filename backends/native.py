@@ -53,7 +53,7 @@ def spline_sum_backward(grad: Tensor, x: Tensor, control_points: Tensor, spline_
     """Gradients of x and of the control points, in their types; sums over tokens are float32."""
     grad, x, control_points = grad.contiguous(), x.contiguous(), control_points.contiguous()
     grad_x = torch.empty_like(x)
-    grad_weight = torch.zeros_like(control_points, dtype=torch.float32)
+    grad_weight = torch.empty_like(control_points, dtype=torch.float32)
     shape = _shape(x, control_points, grad, spline_width)
     addresses = _addresses(x, control_points, grad, grad_x, grad_weight)
     native_build.load().splinegpt_backward(ctypes.byref(shape), *addresses)
