@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,8 @@ def why_not() -> str | None:
 @functools.cache
 def _try_to_load() -> ctypes.CDLL | str:
     try:
-        return load_from(cache_directory(), find_compiler())
+        compiler = find_compiler()
+        return load_from(cache_directory(), compiler)
     except NativeUnavailable as reason:
         return str(reason)
     except OSError as error:
@@ -68,22 +70,32 @@ def load_from(directory: Path, compiler: str, extra_flags: tuple[str, ...] = ())
 
     A library carries the digest of its contents in its name and is put in place by renaming, so that processes that
     build at once do not disturb each other, and a damaged or foreign file is recognised without loading it.
+    Raises NativeUnavailable.
     """
     key = _digest(SOURCE.read_bytes(), " ".join((*FLAGS, *extra_flags)), str(OPTIONAL_FLAGS), *_identity(compiler))
     for path in sorted(directory.glob(f"native-{key}-*.so")):
-        if path.stem.endswith("-" + _digest(path.read_bytes())):
-            return ctypes.CDLL(str(path))
+        try:
+            if path.stem.endswith("-" + _digest(path.read_bytes())):
+                return ctypes.CDLL(str(path))
+        except OSError:  # it has just gone, or cannot be loaded after all
+            pass
         path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as build:
         built = Path(build) / "native.so"
         _compile(compiler, extra_flags, built)
-        path = directory / f"native-{key}-{_digest(built.read_bytes())}.so"
-        os.replace(built, path)
-    return ctypes.CDLL(str(path))
+        try:
+            name = f"native-{key}-{_digest(built.read_bytes())}.so"
+            library = ctypes.CDLL(str(built))  # what cannot be loaded is not kept
+        except OSError as error:
+            raise NativeUnavailable(f"what {compiler} built could not be loaded ({error})") from None
+        os.replace(built, directory / name)
+    return library
 
 
 def find_compiler() -> str:
     """The path of a C++ compiler: $CXX, or the first of the usual names that exists. Raises NativeUnavailable."""
+    if os.name != "posix":
+        raise NativeUnavailable("it is for Linux and macOS")
     wanted = os.environ.get("CXX")
     for name in (wanted,) if wanted else COMPILERS:
         path = shutil.which(name)
@@ -96,51 +108,58 @@ def find_compiler() -> str:
 
 def cache_directory() -> Path:
     """Where built kernels are kept, for this user alone: made if need be; a temporary folder where that fails."""
-    if sys.platform == "darwin":
-        home = Path.home() / "Library" / "Caches"
-    else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = home / "splinegpt"
     try:
+        if sys.platform == "darwin":
+            home = Path.home() / "Library" / "Caches"
+        else:
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = home / "splinegpt"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(directory, os.W_OK) and directory.stat().st_uid == os.getuid():
             return directory
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
         pass
-    return _temporary_directory()
+    return Path(_temporary_directory().name)
 
 
 @functools.cache
-def _temporary_directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="splinegpt-"))
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="splinegpt-")  # goes with the process
 
 
 def _compile(compiler: str, extra_flags: tuple[str, ...], output: Path) -> None:
     complaint = ""
     for optional in OPTIONAL_FLAGS:
-        command = [compiler, *FLAGS, *optional, *extra_flags, str(SOURCE), "-o", str(output)]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_BUILD)
-        except subprocess.TimeoutExpired:
-            raise NativeUnavailable(f"{compiler} did not finish in {SECONDS_TO_BUILD} s") from None
-        if result.returncode == 0:
+        status, text = _run(compiler, *FLAGS, *optional, *extra_flags, str(SOURCE), "-o", str(output))
+        if status == 0:
             return
-        complaint = complaint or next((line for line in result.stderr.splitlines() if "error" in line), "no message")
-    raise NativeUnavailable(f"{compiler} failed to build it ({complaint.strip()})")
+        complaint = next((line.strip() for line in text.splitlines() if "error" in line), "no message")
+    raise NativeUnavailable(f"{compiler} failed to build it ({complaint[:300]})")
 
 
 def _identity(compiler: str) -> tuple[str, str]:
     """What the built library depends on besides its source: compiler version and CPU."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=SECONDS_TO_BUILD)
+    _, version = _run(compiler, "--version")
     cpu = [platform.machine(), platform.processor()]
     try:  # a home directory may be shared by machines whose CPUs differ
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu += [
-            line for line in dict.fromkeys(lines) if line.startswith(("model name", "flags", "Features", "CPU part"))
-        ]
+        lines = dict.fromkeys(Path("/proc/cpuinfo").read_text().splitlines())
+        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
     except OSError:
         pass
-    return compiler + version.stdout, "\n".join(cpu)
+    return compiler + version, "\n".join(cpu)
+
+
+def _run(*command: str) -> tuple[int, str]:
+    """Exit status and output of a program, which is stopped with all it has started if it takes too long."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    ) as process:
+        try:
+            text, _ = process.communicate(timeout=SECONDS_TO_BUILD)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise NativeUnavailable(f"{command[0]} did not finish in {SECONDS_TO_BUILD} s") from None
+    return process.returncode, text
 
 
 def _digest(*parts: str | bytes) -> str:

@@ -1,16 +1,14 @@
-"""Time the spline layer, every backend, beside the MLP of equal parameters: `python bench/layer.py`.
+"""Time the spline layer beside the MLP of equal parameters and the KAN layers of others: `python bench/layer.py`.
 
 All contestants take turns in one process, so that a machine that slows down slows all of them; medians are compared.
+What each achieves is set against what this machine's arithmetic and memory can be seen to manage.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +16,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
 import torch
-from torch import Tensor, nn
 
-from kan_layer import KANLayer
-from training.errors import UserError, exit_on_user_error
+import backends
+from bench.case import DTYPES, Case
+from bench.contestants import Contestant, line_up
+from bench.layer_plot import FORMATS, HOW_TO_READ, draw_times, panels
+from bench.machine import Peaks, cpu_name, machine_name, measure_peaks
+from bench.peers import load_peers
+from bench.result import HEADER, Measurement, Result
+from bench.timing import Passes, take_turns
+from figures import DPI
+from training.errors import exit_on_user_error
+from training.files import write_atomically
 from training.options import OptionParser
 
 USAGE = "python bench/layer.py [--key value …]"
+LARGEST = 2**31 - 1  # of the numbers that make a shape
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,12 @@ class Options:
     """Width I = O of each case, comma-separated."""
     grids: str = "5,8,16,32,64"
     """Control points G, comma-separated; the MLP has G·width/2 hidden units, hence equal parameters."""
-    impls: str = "dense,embedding_bag,csr"
-    """Backends to time, comma-separated."""
+    dtypes: str = "float32"
+    """float32, bfloat16 or both, comma-separated; bfloat16 is autocast around float32 weights, as in training."""
+    impls: str = "native,dense,embedding_bag,csr"
+    """Backends to time, comma-separated; all for every one. What cannot run here is skipped."""
+    peers: str = "kanditioned"
+    """Layers of others to time, comma-separated NAME=PATH of a checkout; kanditioned alone means the one installed."""
     compiled: bool = False
     """Time each contestant compiled as well."""
     device: str = "cpu"
@@ -44,106 +55,143 @@ class Options:
     threads: int = 2
     """CPU threads."""
     repeats: int = 9
-    """Rounds in which each contestant runs once; the median is reported."""
+    """Rounds in which each contestant runs once; the median is reported. Slow contestants get three."""
     output: str = ""
     """A JSON file for the results."""
+    plot: str = ""
+    """A picture of the times (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
             raise ValueError(f"device must be cpu, or cuda where there is a GPU; got {self.device!r}")
-        if self.repeats < 1 or self.threads < 1:
-            raise ValueError("repeats and threads must be at least 1")
+        if self.repeats < 1 or not 1 <= self.threads <= 1024:
+            raise ValueError("repeats must be at least 1, and threads from 1 to 1024")
+        for impl in self.impl_list():
+            if impl not in backends.IMPLS:
+                raise ValueError(f"impls must be all, or some of {', '.join(backends.IMPLS)}; got {impl!r}")
+        if self.plot and not self.plot.endswith(FORMATS):
+            raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
+        cases = self.cases()
+        if self.plot and not panels(cases):
+            raise ValueError("a plot needs two grids, or one width with two numbers of tokens")
+        for path in filter(None, (self.output, self.plot)):
+            if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+                raise ValueError(f"{path} cannot be written: it is a folder, or is in one that does not exist")
 
+    def cases(self) -> list[Case]:
+        tokens, widths = integers("tokens", self.tokens, at_least=1), integers("widths", self.widths, at_least=1)
+        grids = integers("grids", self.grids, at_least=2)
+        if len(tokens) != len(widths):
+            raise ValueError(f"tokens and widths make pairs, but there are {len(tokens)} and {len(widths)} of them")
+        shapes = dict.fromkeys(zip(tokens, widths, strict=True))
+        dtypes = self.dtype_list()
+        return [Case(n, width, grid, dtype) for dtype in dtypes for n, width in shapes for grid in dict.fromkeys(grids)]
 
-@dataclass(frozen=True)
-class Timing:
-    tokens: int
-    width: int
-    grid: int
-    contestant: str
-    forward_ms: float
-    training_ms: float
-    """Forward and backward."""
+    def dtype_list(self) -> list[str]:
+        dtypes = words(self.dtypes)
+        if not dtypes or set(dtypes) - set(DTYPES):
+            raise ValueError(f"dtypes must be some of {', '.join(DTYPES)}; got {self.dtypes!r}")
+        return dtypes
+
+    def impl_list(self) -> list[str]:
+        return list(backends.BACKENDS) if self.impls == "all" else words(self.impls)
+
+    def record(self) -> dict[str, object]:
+        """For others to read: without the paths of this machine."""
+        options = asdict(self)
+        del options["output"], options["plot"]
+        return {**options, "peers": ",".join(part.partition("=")[0] for part in words(self.peers))}
 
 
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE).parse(sys.argv[1:])
+    peers, missing = load_peers(options.peers)
     torch.set_num_threads(options.threads)
-    tokens, widths, grids = (integers(text) for text in (options.tokens, options.widths, options.grids))
-    if len(tokens) != len(widths):
-        raise UserError(f"tokens and widths make pairs, but there are {len(tokens)} and {len(widths)} of them")
-    print(f"{machine(options.device)}, torch {torch.__version__}, {options.threads} threads, float32")
-    print(f"{'N x width':>12} {'G':>4}  {'contestant':24} {'forward':>10} {'fwd+bwd':>10} {'MLP / it':>9}")
+    torch.manual_seed(0)
+    peaks = measure_peaks(options.dtype_list(), options.device)
+    skipped = Skipped()
+    print(f"{machine_name(options.device)}, torch {torch.__version__}, {options.threads} threads")
+    print(f"peaks: {peaks}")
+    for name, reason in missing.items():
+        skipped.add(name, reason)
+    print(HEADER, flush=True)
     results = []
-    for n, width in zip(tokens, widths, strict=True):
-        for grid in grids:
-            results += time_case(n, width, grid, options)
+    for case in options.cases():
+        print(case, flush=True)
+        passes = Passes(case, options.device)
+        contestants, unable = line_up(passes, options.impl_list(), peers, options.compiled)
+        for name, reason in unable.items():
+            skipped.add(name, reason, case)
+        results += time_case(passes, contestants, peaks, options.repeats)
     if options.output:
-        record = {"machine": machine(options.device), "torch": torch.__version__, "options": asdict(options)}
-        Path(options.output).write_text(json.dumps({**record, "results": [asdict(r) for r in results]}, indent=1))
+        write_record(options, peaks, results, skipped)
+    if options.plot:
+        where = f"{machine_name(options.device)}, {options.threads} threads"
+        figure = draw_times(results, f"Medians of {options.repeats} rounds, {where}.\n{HOW_TO_READ}")
+        figure.savefig(options.plot, dpi=DPI)
 
 
-def time_case(tokens: int, width: int, grid: int, options: Options) -> list[Timing]:
-    modules = contestants(width, grid, options)
-    x = torch.randn(tokens, width, device=options.device, requires_grad=True)
-    dy = torch.randn(tokens, width, device=options.device)
-    forward = interleave({name: partial(module, x) for name, module in modules.items()}, options)
-    training = interleave({name: partial(step, module, x, dy) for name, module in modules.items()}, options)
-    timings = [Timing(tokens, width, grid, name, forward[name], training[name]) for name in modules]
-    for timing in timings:
-        mlp = "mlp compiled" if timing.contestant.endswith(" compiled") else "mlp"
-        ratio = training[mlp] / timing.training_ms
-        print(
-            f"{f'{tokens}x{width}':>12} {grid:>4}  {timing.contestant:24} {timing.forward_ms:>7.2f} ms "
-            f"{timing.training_ms:>7.2f} ms {ratio:>8.2f}x"
+def time_case(passes: Passes, contestants: Sequence[Contestant], peaks: Peaks, repeats: int) -> list[Result]:
+    forward, training = (
+        take_turns({c.name: partial(run, c.module) for c in contestants}, repeats, passes.device)
+        for run in (passes.forward, passes.training)
+    )
+    results = []
+    for contestant in contestants:
+        name, case = contestant.name, passes.case
+        measurements = (
+            Measurement.of(times[name], times[contestant.rival], contestant.work(case, is_training), case.dtype, peaks)
+            for times, is_training in ((forward, False), (training, True))
         )
-    return timings
+        results.append(Result(case, name, contestant.parameters, *measurements))
+        print(results[-1].row(repeats), flush=True)
+    return results
 
 
-def contestants(width: int, grid: int, options: Options) -> dict[str, nn.Module]:
-    hidden = grid * width // 2
-    modules: dict[str, nn.Module] = {
-        "mlp": nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False))
+class Skipped:
+    """What was not timed, and why; each reason is printed once."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, object]] = []
+        self._said: set[tuple[str, str]] = set()
+
+    def add(self, name: str, reason: str, case: Case | None = None) -> None:
+        """`case`: the only one concerned; without it all are."""
+        self.records.append({**(asdict(case) if case else {}), "contestant": name, "reason": reason})
+        if (name, reason) not in self._said:
+            print(f"  {name} skipped: {reason}")
+        self._said.add((name, reason))
+
+
+def write_record(options: Options, peaks: Peaks, results: Sequence[Result], skipped: Skipped) -> None:
+    record = {
+        "machine": machine_name(options.device),
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "peaks": asdict(peaks),
+        "options": options.record(),
+        "skipped": skipped.records,
+        "results": [result.record() for result in results],
     }
-    for impl in options.impls.split(","):
-        try:
-            modules[impl] = KANLayer(width, width, num_control_points=grid, impl=impl)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    if options.compiled:
-        modules |= {f"{name} compiled": torch.compile(module) for name, module in modules.items()}  # type: ignore[misc]
-    return {name: module.to(options.device) for name, module in modules.items()}
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_atomically(Path(options.output), lambda path: path.write_text(text + "\n"))
 
 
-def step(module: nn.Module, x: Tensor, dy: Tensor) -> None:
-    torch.autograd.grad(module(x), (x, *module.parameters()), dy)
+def words(text: str) -> list[str]:
+    """The comma-separated parts of `text`, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def interleave(runs: dict[str, Callable[[], object]], options: Options) -> dict[str, float]:
-    """Median milliseconds of each, after two rounds of warming up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(2 + options.repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if options.device == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(samples[2:]) for name, samples in times.items()}
-
-
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def integers(text: str) -> list[int]:
+def integers(name: str, text: str, at_least: int) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{text!r} is not a list of whole numbers; write them like 5,8,16") from None
+        raise ValueError(f"{name} must be whole numbers like 5,8,16; got {text!r}") from None
+    if min(numbers) < at_least or max(numbers) > LARGEST:
+        raise ValueError(f"{name} must be from {at_least} to {LARGEST:,}; got {text!r}")
+    return numbers
 
 
 if __name__ == "__main__":

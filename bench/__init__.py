@@ -1,0 +1,1 @@
+"""Measurements: what is run by hand, and what they share."""

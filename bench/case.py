@@ -1,0 +1,56 @@
+"""A case to time: the shape of a layer, and the work that nobody who computes it can avoid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHT_BYTES = INPUT_BYTES = 4  # float32 in every case: autocast narrows the arithmetic and the output
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations, and bytes that must cross between memory and processor."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """N tokens through a layer with `width` inputs and outputs and `grid` control points; bfloat16 means autocast."""
+
+    tokens: int
+    width: int
+    grid: int
+    dtype: str
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the MLP with as many parameters as the spline layer."""
+        return self.grid * self.width // 2
+
+    def spline_work(self, training: bool) -> Work:
+        """Two multiply-adds for every token, input and output, whatever G is.
+
+        Training adds two for the gradient of the control points and one for that of x.
+        """
+        multiply_adds = (5 if training else 2) * self.tokens * self.width**2
+        return Work(2 * multiply_adds, self._traffic(training))
+
+    def mlp_work(self, training: bool) -> Work:
+        """One multiply-add for every token and parameter; training adds two for the gradients."""
+        multiply_adds = (3 if training else 1) * self.tokens * 2 * self.hidden * self.width
+        return Work(2 * multiply_adds, self._traffic(training))
+
+    def _traffic(self, training: bool) -> float:
+        """x, y and the weights cross once; training reads dy, x and the weights as well, and writes dx and dW."""
+        x = self.tokens * self.width * INPUT_BYTES
+        y = self.tokens * self.width * DTYPES[self.dtype].itemsize
+        weights = self.width * self.grid * self.width * WEIGHT_BYTES
+        return 3 * x + 2 * y + 3 * weights if training else x + y + weights
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens x {self.width}, G={self.grid}, {self.dtype}"
