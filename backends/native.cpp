@@ -42,14 +42,11 @@ constexpr int LANES = 4, REGISTERS = 16;
 #define KEEP_POINTER(pointer) asm("" : "+r"(pointer))  // base + constant addresses: cheaper than base + index
 constexpr int MOST_VECTORS = REGISTERS / 4;  // a strip of outputs: the backward holds three vectors for each of its
 
-// Whether bfloat16 is computed by vdpbf16ps, the lerp of 16 outputs in one instruction, rather than in float32. AMD's
-// cores issue one a cycle; Intel's (Emerald Rapids) one in two, so that two float32 multiply-adds are faster there.
+// Whether bfloat16 is computed by vdpbf16ps, the lerp of 16 outputs in one instruction, rather than in float32. Off
+// unless asked for (-DBFLOAT16_DOT=1): Intel's Emerald Rapids issues one in two cycles, where two float32 multiply-adds
+// are faster, and with both weights rounded to bfloat16, inputs far outside the grid cancel badly.
 #ifndef BFLOAT16_DOT
-#if defined(__AVX512BF16__) && (defined(__znver4__) || defined(__znver5__))
-#define BFLOAT16_DOT 1
-#else
 #define BFLOAT16_DOT 0
-#endif
 #endif
 
 typedef float Vector __attribute__((vector_size(LANES * 4)));
@@ -438,17 +435,19 @@ struct Visit {  // a token in a cell
 };
 constexpr int AHEAD = 4;  // visits by which the gradients of y are prefetched
 
-// The visits from `visit` to `end` of one feature, all to one cell: adds to the gradients of its two rows of W, and to
-// grad_place[visit] the gradient of its place, dy . (upper - lower). Those are summed over the lanes of `products`,
-// LANES visits at a time; fewer wait there for the next cell.
+// The visits from `visit` to `end` of one feature, all to one cell: their share of the gradients of its two rows of W,
+// and, to grad_place[visit], the gradient of its place, dy . (upper - lower). Those are summed over the lanes of
+// `products`, LANES visits at a time; fewer wait there for the next cell. `carry` is what the cell below has for the
+// row that both share, then what this one has for the row it shares with the cell above. `fresh`: grad_lower is unset.
 template <int vectors>
 void visit_cell(const float* grad_y, int64_t grad_y_stride, const Visit* visits, int visit, int end, const float* lower,
-                const float* upper, float* grad_lower, float* grad_upper, float* products, float* grad_place) {
+                const float* upper, bool fresh, float* grad_lower, float* carry, float* products, float* grad_place) {
     const Vector ones = splat(1);
     Vector to_lower[vectors], to_upper[vectors], slope[vectors];
 #pragma GCC unroll 8
     for (int k = 0; k < vectors; k++) {
-        to_lower[k] = to_upper[k] = Vector{};
+        to_lower[k] = load(carry + k * LANES);
+        to_upper[k] = Vector{};
         slope[k] = load(upper + k * LANES) - load(lower + k * LANES);
         KEEP_IN_REGISTER(slope[k]);
     }
@@ -471,9 +470,10 @@ void visit_cell(const float* grad_y, int64_t grad_y_stride, const Visit* visits,
         if (lane == LANES - 1) add_lane_sums(products, grad_place + visit - lane);
     }
 #pragma GCC unroll 8
-    for (int k = 0; k < vectors; k++) store(grad_lower + k * LANES, load(grad_lower + k * LANES) + to_lower[k]);
-#pragma GCC unroll 8
-    for (int k = 0; k < vectors; k++) store(grad_upper + k * LANES, load(grad_upper + k * LANES) + to_upper[k]);
+    for (int k = 0; k < vectors; k++) {
+        store(grad_lower + k * LANES, fresh ? to_lower[k] : load(grad_lower + k * LANES) + to_lower[k]);
+        store(carry + k * LANES, to_upper[k]);
+    }
 }
 
 auto cell_visitor(int vectors) {
@@ -533,21 +533,16 @@ struct Backward {
 
     void run_features(int64_t i, int64_t i_end) {
         Workspace work(std::min(MOST_TOKENS, shape.tokens), i_end - i, shape.points);
-        for (int64_t f = i; f < i_end; f++) clear_grad_weight(f);
         for (int64_t token = 0; token < shape.tokens; token += MOST_TOKENS) {
             const int64_t tokens = std::min(MOST_TOKENS, shape.tokens - token);
             for_chunks(i, i_end, [&](int64_t c, int count) { sort_visits(token, tokens, c, count, c - i, work); });
             std::memset(work.sums, 0, (i_end - i) * work.sums_stride * sizeof(float));
             for_strips(0, shape.outputs, MOST_VECTORS, [&](int64_t o, int count, int vectors) {
                 const Strip strip = strip_of_grad_y(token, tokens, o, count, vectors, work);
-                for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, tokens, strip, work);
+                for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, token, tokens, strip, work);
             });
             for_chunks(i, i_end, [&](int64_t c, int count) { write_grad_x(token, tokens, c, count, c - i, work); });
         }
-    }
-
-    void clear_grad_weight(int64_t i) const {
-        std::memset(grad_weight + i * shape.points * shape.outputs, 0, shape.points * shape.outputs * sizeof(float));
     }
 
     template <typename Body>
@@ -595,31 +590,34 @@ struct Backward {
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, Visit{0, 0});
     }
 
-    void visit_feature(int64_t i, int64_t own, int64_t tokens, const Strip& strip, Workspace& work) {
-        const int64_t o = strip.output, points = shape.points;
-        const int count = strip.count, length = strip.vectors * LANES;
-        const bool in_place = !weight.half && count == length;
+    void visit_feature(int64_t i, int64_t own, int64_t token, int64_t tokens, const Strip& strip, Workspace& work) {
+        const int64_t points = shape.points;
+        const int length = strip.vectors * LANES;
+        const bool in_place = !weight.half && strip.count == length;
         const int64_t stride = in_place ? shape.outputs : length;
-        const float* w = in_place ? weight.floats(i * points, o) : work.weight;
-        float* grad_w = in_place ? grad_weight + i * points * shape.outputs + o : work.grad_weight;
-        if (!in_place) {
-            for (int64_t g = 0; g < points; g++)
-                weight.read(i * points + g, o, count, length, work.weight + g * stride);
-            std::memset(work.grad_weight, 0, points * stride * sizeof(float));
-        }
-        const Visit* visits = work.visits + own * work.visits_stride;
-        const int32_t* ends = work.ends + own * points;
-        float* sums = work.sums + own * work.sums_stride;
-        const auto visit = cell_visitor(strip.vectors);
-        for (int64_t g = 0, start = 0; g < points - 1; start = ends[g++])
-            if (ends[g] > start)
-                visit(strip.grad_y, strip.grad_y_stride, visits, int(start), ends[g], w + g * stride,
-                      w + (g + 1) * stride, grad_w + g * stride, grad_w + (g + 1) * stride, work.products, sums);
-        if (tokens % LANES) add_lane_sums(work.products, sums + tokens / LANES * LANES);
+        float* grad_rows = grad_weight + i * points * shape.outputs + strip.output;
+        const float* w = in_place ? weight.floats(i * points, strip.output) : work.weight;
+        float* grad_w = in_place ? grad_rows : work.grad_weight;
         if (!in_place)
             for (int64_t g = 0; g < points; g++)
-                for (int k = 0; k < count; k++)
-                    grad_weight[(i * points + g) * shape.outputs + o + k] += work.grad_weight[g * stride + k];
+                weight.read(i * points + g, strip.output, strip.count, length, work.weight + g * stride);
+
+        const Visit* visits = work.visits + own * work.visits_stride;
+        const int32_t* ends = work.ends + own * points;
+        float *sums = work.sums + own * work.sums_stride, carry[MOST_VECTORS * LANES] = {};
+        const bool fresh = token == 0 || !in_place;
+        const auto visit = cell_visitor(strip.vectors);
+        for (int64_t g = 0, start = 0; g < points - 1; start = ends[g++])
+            visit(strip.grad_y, strip.grad_y_stride, visits, int(start), ends[g], w + g * stride, w + (g + 1) * stride,
+                  fresh, grad_w + g * stride, carry, work.products, sums);
+        if (tokens % LANES) add_lane_sums(work.products, sums + tokens / LANES * LANES);
+
+        float* last = grad_w + (points - 1) * stride;
+        for (int k = 0; k < length; k++) last[k] = fresh ? carry[k] : last[k] + carry[k];
+        if (!in_place)
+            for (int64_t g = 0; g < points; g++, grad_rows += shape.outputs)
+                for (int k = 0; k < strip.count; k++)
+                    grad_rows[k] = grad_w[g * stride + k] + (token == 0 ? 0 : grad_rows[k]);
     }
 
     void write_grad_x(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
@@ -648,10 +646,9 @@ void splinegpt_forward(const Shape* shape, const void* x, const void* weight, vo
 
 void splinegpt_backward(const Shape* shape, const void* x, const void* weight, const void* grad_y, void* grad_x,
                         float* grad_weight) {
-    Backward backward(*shape, x, weight, grad_y, grad_x, grad_weight);
     if (shape->tokens > 0)
-        backward.run();
+        Backward(*shape, x, weight, grad_y, grad_x, grad_weight).run();
     else
-        for (int64_t i = 0; i < shape->inputs; i++) backward.clear_grad_weight(i);
+        std::memset(grad_weight, 0, shape->inputs * shape->points * shape->outputs * sizeof(float));
 }
 }

@@ -156,9 +156,11 @@ def _run(*command: str) -> tuple[int, str]:
     ) as process:
         try:
             text, _ = process.communicate(timeout=SECONDS_TO_BUILD)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:  # also Ctrl-C, which does not reach a session of its own
             os.killpg(process.pid, signal.SIGKILL)
-            raise NativeUnavailable(f"{command[0]} did not finish in {SECONDS_TO_BUILD} s") from None
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise NativeUnavailable(f"{command[0]} did not finish in {SECONDS_TO_BUILD} s") from None
+            raise
     return process.returncode, text
 
 

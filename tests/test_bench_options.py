@@ -1,0 +1,70 @@
+"""bench/options.py and bench/cpu_limits.py: each says all that it names, and every mistake is one sentence."""
+
+from collections.abc import Callable
+
+import pytest
+
+from backends import native_build
+from bench import cpu_limits, options
+from tests.runs import assert_one_sentence, call, run_command
+
+PAIRS = {
+    "bucketize, float64": "arithmetic",
+    "bucketize, float32": "arithmetic",
+    "stacked bags": "interleaved bags",
+    "tokens sorted": "tokens as they come",
+    "native, x by feature": "native, x by token",
+    "one gather, as_strided": "two gathers",
+    "sparse gradient": "dense gradient",
+}
+
+
+def test_every_pair_is_compared() -> None:
+    done = run_command("bench/options.py", "--tokens=24", "--width=12", "--grid=5", "--threads=1", "--repeats=1")
+    assert done.code == 0 and done.err == "", done
+    lines = {line[21:44].strip(): line for line in done.out.splitlines()[3:]}
+    assert {other: line[:20].strip() for other, line in lines.items()} == PAIRS
+    for other, line in lines.items():
+        if other.startswith("native") and native_build.why_not():
+            assert "skipped: " in line
+        else:
+            assert line.count("x", 44) == (1 if other.startswith("bucketize") else 2), line
+
+
+def test_gathers_that_need_too_much_memory_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.LARGEST_GATHER_BYTES", 0)
+    done = call(options.main, "--tokens=8", "--width=4", "--grid=2", "--threads=1", "--repeats=1")
+    skipped = [line[:20].strip() for line in done.out.splitlines() if "skipped: it gathers" in line]
+    assert done.code == 0 and skipped == ["two gathers", "dense gradient"]
+
+
+@pytest.mark.skipif(native_build.why_not() is not None, reason="no kernel can be built here")
+def test_every_limit_is_measured() -> None:
+    done = run_command("bench/cpu_limits.py", "--millions=1", "--tokens=1000", "--width=100", "--threads=1")
+    assert done.code == 0 and done.err == "", done
+    named = (cpu_limits.REGISTERS, cpu_limits.FROM_L1, cpu_limits.FROM_L2, cpu_limits.UPDATES, cpu_limits.DOTS)
+    for limit in named:
+        rate = next(line.split()[-1] for line in done.out.splitlines() if line.startswith(limit.what))
+        assert (rate == "none" and limit is cpu_limits.DOTS) or float(rate) > 0
+    lanes = int(done.out.partition("vectors of ")[2].split()[0])
+    rates = {line.rsplit(maxsplit=1)[0]: line.split()[-1] for line in done.out.splitlines()[1:]}
+    least, rate = (float(rates[name + cpu_limits.FROM_L1.what]) for name in ("float32, ", ""))
+    assert least == pytest.approx(2 * 1000 * 100**2 / lanes / rate / 1e6, rel=0.1)
+
+
+def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert_one_sentence(call(cpu_limits.main), "no-such-compiler")
+
+
+@pytest.mark.parametrize(
+    ("main", "argument", "part"),
+    [
+        (options.main, "--grid=1", "grid at least 2"),
+        (options.main, "--threads=0", "threads"),
+        (cpu_limits.main, "--tokens=0", "tokens"),
+        (cpu_limits.main, "--width=wide", "wide"),
+    ],
+)
+def test_an_impossible_option_is_refused(main: Callable[[], None], argument: str, part: str) -> None:
+    assert_one_sentence(call(main, argument), part)
