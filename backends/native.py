@@ -35,7 +35,8 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
 
 @torch.library.custom_op("splinegpt::native", mutates_args=(), device_types="cpu")
 def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
-    """As `spline_sum`, for float32 and bfloat16 in any mixture."""
+    """As `spline_sum`, for float32 and bfloat16 in any mixture. Raises ValueError for shapes that do not fit."""
+    _check(x, control_points, spline_width)
     x, control_points = x.contiguous(), control_points.contiguous()
     y = x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
     shape = _shape(x, control_points, y, spline_width)
@@ -51,6 +52,9 @@ def _(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype
 @torch.library.custom_op("splinegpt::native_backward", mutates_args=(), device_types="cpu")
 def spline_sum_backward(grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the control points, in their types; sums over tokens are float32."""
+    _check(x, control_points, spline_width)
+    if grad.shape != (x.shape[0], control_points.shape[2]):
+        raise ValueError(f"grad must be (tokens, outputs) of x and control_points; got {tuple(grad.shape)}")
     grad, x, control_points = grad.contiguous(), x.contiguous(), control_points.contiguous()
     grad_x = torch.empty_like(x)
     grad_weight = torch.empty_like(control_points, dtype=torch.float32)
@@ -75,6 +79,21 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
 
 
 spline_sum_op.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _check(x: Tensor, control_points: Tensor, spline_width: float) -> None:
+    """The kernel trusts its caller; operators can be called by anyone."""
+    if x.ndim != 2 or control_points.ndim != 3 or x.shape[1] != control_points.shape[0]:
+        shapes = f"{tuple(x.shape)} and {tuple(control_points.shape)}"
+        raise ValueError(f"x must be (N, I) and control_points (I, G, O); got {shapes}")
+    inputs, points, outputs = control_points.shape
+    if min(inputs, outputs) < 1 or points < 2 or not spline_width > 0:
+        raise ValueError(
+            f"I and O must be at least 1, G at least 2, spline_width positive; got {inputs}, {outputs}, "
+            f"{points}, {spline_width}"
+        )
+    if not {x.dtype, control_points.dtype} <= set(_NARROW):
+        raise ValueError(f"x and control_points must be float32 or bfloat16; got {x.dtype} and {control_points.dtype}")
 
 
 def _shape(x: Tensor, control_points: Tensor, y: Tensor, spline_width: float) -> _Shape:

@@ -152,7 +152,13 @@ def _identity(compiler: str) -> tuple[str, str]:
 def _run(*command: str) -> tuple[int, str]:
     """Exit status and output of a program, which is stopped with all it has started if it takes too long."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env={**os.environ, "LC_ALL": "C"},  # complaints are looked for in English
     ) as process:
         try:
             text, _ = process.communicate(timeout=SECONDS_TO_BUILD)

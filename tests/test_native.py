@@ -299,3 +299,35 @@ def test_no_access_out_of_bounds_nor_undefined_behaviour(tmp_path: Path, march: 
     filled = {"ASAN_OPTIONS": "max_malloc_fill_size=1000000000:malloc_fill_byte=255"}  # 0xFFFFFFFF is NaN
     sweep = subprocess.run([tmp_path / "sweep"], env=os.environ | filled, capture_output=True, text=True)
     assert sweep.returncode == 0 and sweep.stderr == "", sweep.stderr
+
+
+@pytest.mark.parametrize(
+    "x, control_points, width",
+    [
+        ((3, 4), (5, 8, 2), 4.0),
+        ((3, 4), (4, 1, 2), 4.0),
+        ((3, 4), (4, 8, 0), 4.0),
+        ((3, 0), (0, 8, 2), 4.0),
+        ((3, 4), (4, 8), 4.0),
+        ((3, 4), (4, 8, 2), 0.0),
+        ((3, 4), (4, 8, 2), float("nan")),
+    ],
+)
+def test_operators_refuse_what_the_kernel_would_read_out_of_bounds(
+    x: tuple, control_points: tuple, width: float
+) -> None:
+    arguments = torch.zeros(x), torch.zeros(control_points), width
+    with pytest.raises(ValueError, match="must be"):
+        torch.ops.splinegpt.native(*arguments, torch.float32)
+    with pytest.raises(ValueError, match="must be"):
+        torch.ops.splinegpt.native_backward(torch.zeros(3, 2), *arguments)
+
+
+def test_the_backward_operator_refuses_gradients_of_another_shape() -> None:
+    with pytest.raises(ValueError, match="grad must be"):
+        torch.ops.splinegpt.native_backward(torch.zeros(3, 1), torch.zeros(3, 4), torch.zeros(4, 8, 2), 4.0)
+
+
+def test_operators_refuse_other_types() -> None:
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        torch.ops.splinegpt.native(torch.zeros(3, 4).double(), torch.zeros(4, 8, 2), 4.0, torch.float32)
