@@ -118,7 +118,10 @@ def load_layer(name: str, root: Path | None = None) -> type[nn.Module]:
     if root is not None:
         sys.path.insert(0, str(root))  # its modules import each other by their full names
     try:
-        return getattr(importlib.import_module(peer.module), peer.layer)
+        module = importlib.import_module(peer.module)
+        if root is not None and not Path(module.__file__ or "").resolve().is_relative_to(root.resolve()):
+            raise ImportError(f"Python prefers the one at {module.__file__}")
+        return getattr(module, peer.layer)
     except Exception as error:  # its code may do anything
         raise UserError(f"peer {name}: {root or 'the installed package'} is unusable ({in_one_line(error)})") from error
     finally:

@@ -75,6 +75,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     ):
         (home / path).parent.mkdir(parents=True)
         (home / path).write_text(code)
+        (home / path).with_name("__init__.py").touch()  # else an installed package of the name comes first
     peers = f"--peers=cheby-kan={home}/cheby,fast-kan={home}/fast,kanditioned={home}/kd"
     files = ("--output", home / "times.json", "--plot", home / "times.png")
     command = run_command("bench/layer.py", *TINY, "--dtypes=float32,bfloat16", peers, *files)
