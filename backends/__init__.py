@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends import csr, dense, embedding, embedding_bag, native, native_build, reference
+from backends import csr, dense, embedding, embedding_bag, native, native_build, reference, triton
 
 SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
 
@@ -69,6 +69,10 @@ def _kernel_can_be_built(problem: Problem) -> str | None:
     return native_build.why_not()
 
 
+def _triton_runs(problem: Problem) -> str | None:
+    return triton.why_not(problem.device)
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -78,6 +82,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("csr", csr.spline_sum, _sparse_matmul_exists),
         Backend("dense", dense.spline_sum, _runs_anywhere),
         Backend("native", native.spline_sum, _kernel_can_be_built),
+        Backend("triton", triton.spline_sum, _triton_runs),
     )
 }
 ALIASES = {"sparse_matmul_csr": "csr"}
@@ -108,11 +113,17 @@ def choose(impl: str, problem: Problem) -> tuple[Backend, str]:
     return backend, "asked for"
 
 
+KERNELS = {"cpu": ("native", "auto: the fastest on CPUs"), "cuda": ("triton", "auto: made for tensor cores")}
+
+
 def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
-    no_kernel = BACKENDS["native"].why_not(problem)
-    if no_kernel is None:
-        return BACKENDS["native"], "auto: the fastest on CPUs"
-    aside = f", as native cannot be used: {no_kernel}" if problem.device.type == "cpu" else ""
+    aside = ""
+    if problem.device.type in KERNELS:
+        name, why = KERNELS[problem.device.type]
+        no_kernel = BACKENDS[name].why_not(problem)
+        if no_kernel is None:
+            return BACKENDS[name], why
+        aside = f", as {name} cannot be used: {no_kernel}"
     grid = problem.num_control_points
     if grid <= LARGEST_DENSE_GRID:
         return BACKENDS["dense"], f"auto: fastest in training up to {LARGEST_DENSE_GRID} control points{aside}"
