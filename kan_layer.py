@@ -38,7 +38,11 @@ class KANLayer(nn.Module):
         spline_width: width of the grid, in units of the input; > 0.
         impl: how it is computed, a name from `backends.IMPLS`; "auto" takes the fastest that can run here.
         variant: the parametrisation of the control points; "B-spline" stores them as they are.
-        bias: add a learnable constant to each output. The splines can represent it themselves, hence off.
+        bias: add a learnable constant to each output. None, the default, means where zero_centred: other splines can
+            represent it themselves.
+        zero_centred: every spline is zero at the centre of the grid and its middle control point is not stored, which
+            saves one of G: `weight` is (I, G-1, O). With the bias in place of the sum of all these, the layer can
+            represent the same functions. Needs an odd G.
 
     Raises:
         ValueError: an argument is out of range; the message names it, its value and what is allowed.
@@ -55,7 +59,8 @@ class KANLayer(nn.Module):
         spline_width: float = 4.0,
         impl: str = "auto",
         variant: str = "B-spline",
-        bias: bool = False,
+        bias: bool | None = None,
+        zero_centred: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -69,6 +74,7 @@ class KANLayer(nn.Module):
         check_choice("impl", impl, backends.IMPLS)
         if init == "identity" and in_features != out_features:
             raise ValueError(f"init 'identity' needs in_features == out_features; got {in_features} and {out_features}")
+        check_middle("zero_centred", zero_centred, num_control_points)
         self.in_features = in_features
         self.out_features = out_features
         self.num_control_points = num_control_points
@@ -76,16 +82,22 @@ class KANLayer(nn.Module):
         self.init = init
         self.impl = impl
         self.variant = variant
-        shape = (in_features, num_control_points, out_features)
+        self.zero_centred = zero_centred
+        shape = (in_features, num_control_points - zero_centred, out_features)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        with_bias = zero_centred if bias is None else bias
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if with_bias else None
         self.reset_parameters()
         self._choose_backend()
 
     def reset_parameters(self) -> None:
         """Set every spline to its initial straight line (see `init`)."""
         with torch.no_grad():
-            self.weight.copy_(self._initial_slopes().unsqueeze(1) * self.knots().unsqueeze(1))
+            knots = self.knots()
+            if self.zero_centred:
+                left, _, right = knots.tensor_split((len(knots) // 2, len(knots) // 2 + 1))
+                knots = torch.cat((left, right))
+            self.weight.copy_(self._initial_slopes().unsqueeze(1) * knots.unsqueeze(1))
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -104,7 +116,11 @@ class KANLayer(nn.Module):
 
     def control_points(self) -> Tensor:
         """Values of every spline at its knots, (in_features, G, out_features); differentiable."""
-        return self.weight
+        if not self.zero_centred:
+            return self.weight
+        middle = self.weight.new_zeros(self.in_features, 1, self.out_features)
+        left, right = self.weight.chunk(2, dim=1)
+        return torch.cat((left, middle, right), dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -172,7 +188,7 @@ class KANLayer(nn.Module):
         return (
             f"{self.in_features}, {self.out_features}, num_control_points={self.num_control_points}, "
             f"spline_width={self.spline_width:g}, init={self.init!r}, variant={self.variant!r}, "
-            f"impl={self.impl!r} ({self.resolved_impl}), bias={self.bias is not None}"
+            f"impl={self.impl!r} ({self.resolved_impl}), bias={self.bias is not None}, zero_centred={self.zero_centred}"
         )
 
 
@@ -185,6 +201,13 @@ def check_width(value: object) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"spline_width must be a finite number above 0; got {value!r}")
+
+
+def check_middle(name: str, zero_centred: bool, num_control_points: int) -> None:
+    if zero_centred and num_control_points % 2 == 0:
+        raise ValueError(
+            f"{name} needs an odd num_control_points, so that one is in the middle; got {num_control_points}"
+        )
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

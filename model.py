@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import IMPLS
-from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_width
+from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -40,11 +40,13 @@ class GPTConfig:
     spline_width: float = 4.0
     """Width of the splines' grid in standard deviations of the normalized activations."""
     kan_impl: str = "auto"
-    """How the spline layers are computed: auto, dense, embedding_bag, embedding, csr or reference."""
+    """How the spline layers are computed: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
     kan_variant: str = "B-spline"
     """Parametrisation of the splines' control points."""
     kan_init: Literal["zero", "random_normal", "identity"] = "zero"
     """Function the splines start from; zero makes every block start as attention alone."""
+    kan_zero_centred: bool = False
+    """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
     ffn_hidden: int = 0
     """Hidden width of the MLP or SwiGLU; 0 means 4 n_embd (MLP), 8/3 n_embd (SwiGLU), or see ffn_match."""
     ffn_match: bool = False
@@ -82,6 +84,7 @@ class GPTConfig:
             raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
         check_integer("num_control_points", self.num_control_points, at_least=2)
         check_width(self.spline_width)
+        check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points)
         check_choice("kan_variant", self.kan_variant, VARIANTS)
         check_choice("kan_impl", self.kan_impl, IMPLS)
         for name in ("ffn", "kan_init", "position", "norm"):
@@ -209,9 +212,11 @@ def feed_forward(config: GPTConfig) -> nn.Module:
             spline_width=config.spline_width,
             impl=config.kan_impl,
             variant=config.kan_variant,
+            zero_centred=config.kan_zero_centred,
         )
     matrices = 2 if config.ffn == "mlp" else 3  # of n_embd x hidden parameters each
-    multiple = config.num_control_points if config.ffn_match else 8  # of n_embd² parameters in all
+    stored = config.num_control_points - config.kan_zero_centred
+    multiple = stored if config.ffn_match else 8  # of n_embd² parameters in all
     hidden = config.ffn_hidden or round(multiple * width / matrices)
     return (MLP if config.ffn == "mlp" else SwiGLU)(width, hidden, config.bias)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends import csr, dense, embedding, embedding_bag, native, native_build, reference, triton
+from backends import csr, dense, embedding, embedding_bag, native, native_build, reference, semi_structured, triton
 
 SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
 
@@ -31,11 +31,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute the layer, and `why_not(problem)`: the reason it cannot do so here, or None."""
+    """One way to compute the layer.
+
+    `why_not(problem)` is the reason why it cannot do so here, or None; `but(problem)` what to know where it can.
+    """
 
     name: str
     spline_sum: SplineSum
     why_not: Callable[[Problem], str | None]
+    but: Callable[[Problem], str | None] = lambda problem: None
 
 
 def _runs_anywhere(problem: Problem) -> str | None:
@@ -69,6 +73,15 @@ def _kernel_can_be_built(problem: Problem) -> str | None:
     return native_build.why_not()
 
 
+def _is_sparse(problem: Problem) -> str | None:
+    return semi_structured.why_not(problem.num_control_points)
+
+
+def _writes_zeros(problem: Problem) -> str | None:
+    reason = semi_structured.why_dense(problem.in_features, problem.out_features, problem.device)
+    return reason and f"with its zeros written out, as {reason}"
+
+
 def _triton_runs(problem: Problem) -> str | None:
     return triton.why_not(problem.device)
 
@@ -82,6 +95,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("csr", csr.spline_sum, _sparse_matmul_exists),
         Backend("dense", dense.spline_sum, _runs_anywhere),
         Backend("native", native.spline_sum, _kernel_can_be_built),
+        Backend("semi_structured", semi_structured.spline_sum, _is_sparse, _writes_zeros),
         Backend("triton", triton.spline_sum, _triton_runs),
     )
 }
@@ -110,7 +124,8 @@ def choose(impl: str, problem: Problem) -> tuple[Backend, str]:
     if reason is not None:
         usable = [name for name, missing in availability(problem).items() if missing is None]
         raise ValueError(f"impl {impl!r} cannot be used here: {reason}; use auto or one of {', '.join(usable)}")
-    return backend, "asked for"
+    but = backend.but(problem)
+    return backend, "asked for" + (f"; {but}" if but else "")
 
 
 KERNELS = {"cpu": ("native", "auto: the fastest on CPUs"), "cuda": ("triton", "auto: made for tensor cores")}

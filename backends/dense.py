@@ -7,6 +7,8 @@ in half precision differences of control points round far better than the contro
 The basis is laid out (N, grid, I): elementwise loops then run along the features, not along a handful of cells.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,18 +52,26 @@ class _RampMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, control_points = ctx.saved_tensors
-        in_features, num_control_points, _ = control_points.shape
-        u = knot_units(x, num_control_points, ctx.spline_width)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_ramp = grad @ _slopes(control_points, ctx.dtype).t()  # (N, (G-1)·I)
-            grad_ramp = grad_ramp.unflatten(1, (num_control_points - 1, in_features))
-            cell = find_cell(u, num_control_points).unsqueeze(1)  # (N, 1, I)
-            rise = grad_ramp.gather(1, cell).squeeze(1)
-            grad_x = rise.to(x.dtype) * ((num_control_points - 1) / ctx.spline_width)
-        if ctx.needs_input_grad[1]:
-            # Hats, not ramps: a control point's gradient as the difference of two ramps' would cancel.
-            basis = hats(ramps(u.to(accumulation_dtype(x.dtype)), num_control_points)).to(ctx.dtype).flatten(1)
-            grad_weight = (basis.t() @ grad).unflatten(0, (num_control_points, in_features))  # (G, I, O)
-            grad_weight = grad_weight.transpose(0, 1).to(control_points.dtype)
-        return grad_x, grad_weight, None, None
+        wanted = ctx.needs_input_grad[:2]
+        return *gradients(grad, x, control_points, ctx.spline_width, ctx.dtype, wanted), None, None
+
+
+def gradients(
+    grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of x, (N, I), and of the control points, (I, G, O), by matrix products in `dtype`; None for one not wanted."""
+    in_features, num_control_points, _ = control_points.shape
+    u = knot_units(x, num_control_points, spline_width)
+    grad_x = grad_weight = None
+    if wanted[0]:
+        grad_ramp = grad @ _slopes(control_points, dtype).t()  # (N, (G-1)·I)
+        grad_ramp = grad_ramp.unflatten(1, (num_control_points - 1, in_features))
+        cell = find_cell(u, num_control_points).unsqueeze(1)  # (N, 1, I)
+        rise = grad_ramp.gather(1, cell).squeeze(1)
+        grad_x = rise.to(x.dtype) * ((num_control_points - 1) / spline_width)
+    if wanted[1]:
+        # Hats, not ramps: a control point's gradient as the difference of two ramps' would cancel.
+        basis = hats(ramps(u.to(accumulation_dtype(x.dtype)), num_control_points)).to(dtype).flatten(1)
+        grad_weight = (basis.t() @ grad).unflatten(0, (num_control_points, in_features))  # (G, I, O)
+        grad_weight = grad_weight.transpose(0, 1).to(control_points.dtype)
+    return grad_x, grad_weight

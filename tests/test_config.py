@@ -65,6 +65,8 @@ def configs(draw: st.DrawFn) -> Config:
     values = {name: draw(values_of(name)) for name in FIELDS}
     values["n_head"] = draw(st.integers(1, 16))
     values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 16))
+    if values["kan_zero_centred"]:
+        values["num_control_points"] |= 1  # odd
     if draw(st.booleans()):
         values["min_lr"] = draw(st.floats(0, values["learning_rate"]))
     return Config(**values)
