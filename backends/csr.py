@@ -1,5 +1,10 @@
-"""`csr`: sparse × dense product, B(x) @ W with two non-zeros per feature (cuSPARSE on CUDA, MKL on CPU)."""
+"""`csr`: sparse × dense product, B(x) @ W with two non-zeros per feature (cuSPARSE on CUDA, MKL on CPU).
 
+MKL's sparse products are float32 and float64. cuSPARSE's take half precisions too and sum in float32, but for the
+sampled product of the backward (the gradient of the non-zeros), for which that is not documented: it gets float32.
+"""
+
+import functools
 import warnings
 
 import torch
@@ -9,15 +14,32 @@ from backends.grid import accumulation_dtype, flat_rows, interleave, locate
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
-    """x (N, I), control_points (I, G, O) → (N, O). Half precisions, and autocast, compute in float32."""
+    """x (N, I), control_points (I, G, O) → (N, O). Half precisions compute in float32 where sparse products lack them."""
     in_features, num_control_points, out_features = control_points.shape
     cell, t = locate(x, num_control_points, spline_width)
-    table = control_points.to(accumulation_dtype(dtype)).reshape(-1, out_features)  # (I·G, O)
+    product_dtype = dtype if takes(dtype, x.device) else accumulation_dtype(dtype)
+    table = control_points.to(product_dtype).reshape(-1, out_features)  # (I·G, O)
     t = t.to(table.dtype)
     row = flat_rows(cell, num_control_points)
     columns = interleave(row, row + 1).flatten().to(torch.int32)  # (N·2·I); MKL takes int32 faster than int64
     values = interleave(1 - t, t).flatten()
     return sparse_matmul(values, columns, 2 * in_features, table).to(dtype)
+
+
+@functools.lru_cache
+def takes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether sparse products on `device` are to be had in `dtype`, and right: a small one is tried."""
+    if dtype in (torch.float32, torch.float64):
+        return True
+    if device.type != "cuda":
+        return False
+    columns = torch.tensor([0, 1, 1, 2], dtype=torch.int32, device=device)
+    values, table = torch.ones(4, dtype=dtype, device=device), torch.eye(3, dtype=dtype, device=device)
+    try:
+        product = _csr_matrix(values, columns, 2, 3) @ table
+    except RuntimeError:
+        return False
+    return product.tolist() == [[1, 1, 0], [0, 1, 1]]
 
 
 def _csr_matrix(values: Tensor, columns: Tensor, row_nonzeros: int, width: int) -> Tensor:
@@ -52,8 +74,10 @@ def sparse_matmul_backward(
     basis = _csr_matrix(values, columns, row_nonzeros, table.shape[0])
     with torch.autocast(grad.device.type, enabled=False):  # MKL's sparse products take no half precision
         grad_table = basis.t().to_sparse_csr() @ grad
+        wide = accumulation_dtype(table.dtype)
+        basis, grad, table = basis.to(wide), grad.to(wide), table.to(wide)
         grad_values = torch.sparse.sampled_addmm(basis, grad, table.t(), beta=0.0).values()
-    return grad_values.clone(), grad_table
+    return grad_values.to(values.dtype, copy=True), grad_table
 
 
 @sparse_matmul_backward.register_fake
