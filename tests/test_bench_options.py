@@ -1,11 +1,11 @@
-"""bench/options.py and bench/cpu_limits.py: each says all that it names, and every mistake is one sentence."""
+"""bench/options.py, sparse_layouts.py, cpu_limits.py: each says all that it names, and every mistake is one sentence."""
 
 from collections.abc import Callable
 
 import pytest
 
 from backends import native_build
-from bench import cpu_limits, options
+from bench import cpu_limits, options, sparse_layouts
 from tests.runs import assert_one_sentence, call, run_command
 
 PAIRS = {
@@ -52,6 +52,16 @@ def test_every_limit_is_measured() -> None:
     assert least == pytest.approx(2 * 1000 * 100**2 / lanes / rate / 1e6, rel=0.1)
 
 
+def test_every_sparse_layout_is_timed_or_said_not_to_exist() -> None:
+    done = run_command("bench/sparse_layouts.py", "--tokens=40", "--width=6", "--grid=5", "--threads=1", "--repeats=1")
+    assert done.code == 0 and done.err == "", done
+    forward, _, transposed = done.out.partition("dW =")
+    for part, layouts in ((forward, ("CSR", "COO", "CSC", "BSR")), (transposed, ("CSR", "CSC", "COO"))):
+        for layout in layouts:
+            line = next(line for line in part.splitlines() if line.startswith(f"  {layout}: "))
+            assert (line.endswith("x") and float(line.split()[1]) > 0) or "Error: " in line
+
+
 def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert_one_sentence(call(cpu_limits.main), "no-such-compiler")
@@ -62,6 +72,8 @@ def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) 
     [
         (options.main, "--grid=1", "grid at least 2"),
         (options.main, "--threads=0", "threads"),
+        (sparse_layouts.main, "--grid=1", "grid must be at least 2"),
+        (sparse_layouts.main, "--device=tpu", "device must be cpu, or cuda"),
         (cpu_limits.main, "--tokens=0", "tokens"),
         (cpu_limits.main, "--width=wide", "wide"),
     ],

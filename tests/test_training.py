@@ -67,6 +67,19 @@ def test_every_backend_gives_the_same_loss_curve(
     assert found == pytest.approx(baseline, rel=1e-4)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("impl", ["triton", "dense"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_gives_the_same_loss_curve(
+    tmp_path: Path, dataset: Path, baseline: list[float], impl: str, compiled: bool
+) -> None:
+    changes = {"device": "cuda", "kan_impl": impl, "kan_init": "random_normal", "compile": compiled}
+    exact = losses(dataset, tmp_path / "float32", dtype="float32", **changes)
+    assert exact == pytest.approx(baseline, rel=5e-3)  # products in TF32
+    narrow = losses(dataset, tmp_path / "bfloat16", dtype="bfloat16", **changes)
+    assert narrow == pytest.approx(baseline, rel=3e-2)
+
+
 def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path: Path, dataset: Path) -> None:
     whole = losses(dataset, tmp_path / "whole", batch_size=8)
     parts = losses(dataset, tmp_path / "parts", batch_size=4, gradient_accumulation_steps=2)
