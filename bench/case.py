@@ -27,22 +27,22 @@ class Case:
     grid: int
     dtype: str
 
-    @property
-    def hidden(self) -> int:
-        """Hidden units of the MLP with as many parameters as the spline layer."""
-        return self.grid * self.width // 2
+    def hidden(self, matrices: int) -> int:
+        """Hidden units of so many matrices from or to the width, with as many parameters as the spline layer."""
+        return round(self.grid * self.width / matrices)
 
     def spline_work(self, training: bool) -> Work:
         """Two multiply-adds for every token, input and output, whatever G is.
 
-        Training adds two for the gradient of the control points and one for that of x.
+        Training adds two for the gradient of the control points and one for that of x. This is what must be done; a
+        way that multiplies by zeros too, as those on tensor cores do, does about G/2 times as much.
         """
         multiply_adds = (5 if training else 2) * self.tokens * self.width**2
         return Work(2 * multiply_adds, self._traffic(training))
 
-    def mlp_work(self, training: bool) -> Work:
+    def matrix_work(self, parameters: int, training: bool) -> Work:
         """One multiply-add for every token and parameter; training adds two for the gradients."""
-        multiply_adds = (3 if training else 1) * self.tokens * 2 * self.hidden * self.width
+        multiply_adds = (3 if training else 1) * self.tokens * parameters
         return Work(2 * multiply_adds, self._traffic(training))
 
     def _traffic(self, training: bool) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,27 +12,29 @@ from torch import nn
 
 import backends
 from bench.case import Case, Work
-from bench.peers import CannotRun, Layers, in_one_line, peer_builders
-from bench.timing import Passes, trained
+from bench.peers import CannotRun, Layers, peer_builders
+from bench.timing import Passes, in_one_line, release_memory, trained
 from kan_layer import KANLayer
+from model import SwiGLU
 from training.errors import UserError
 
 Builder = Callable[[], nn.Module]
 COMPILED = " compiled"  # ends the name of a compiled contestant
+WIDE_MLP = "mlp 4x"  # the usual one, where that of equal parameters is another
 
 
 @dataclass(frozen=True)
 class Contestant:
     name: str
     module: nn.Module
+    memory: int | None
+    """Bytes that training needed at its peak beside parameters and input; None where that is not known."""
+    note: str | None = None
+    """What to know of how it computes the case."""
 
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in trained(self.module))
-
-    @property
-    def is_mlp(self) -> bool:
-        return self.name.startswith("mlp")
 
     @property
     def rival(self) -> str:
@@ -41,7 +43,12 @@ class Contestant:
 
     def work(self, case: Case, training: bool) -> Work:
         """What the task needs; of a spline layer of others no more is asked than of ours."""
-        return case.mlp_work(training) if self.is_mlp else case.spline_work(training)
+        return case.matrix_work(self.parameters, training) if is_matrices(self.name) else case.spline_work(training)
+
+
+def is_matrices(name: str) -> bool:
+    """Whether this contestant multiplies by dense matrices, each parameter once a token, and is no spline layer."""
+    return name.removesuffix(COMPILED) in ("mlp", WIDE_MLP, "swiglu", "flashkat")
 
 
 def line_up(
@@ -49,8 +56,11 @@ def line_up(
 ) -> tuple[list[Contestant], dict[str, str]]:
     """Those that can compute the case, and the reason why each of the others cannot."""
     case, device = passes.case, torch.device(passes.device)
+    usual = {} if case.hidden(2) == 4 * case.width else {WIDE_MLP: partial(mlp, case.width, 4 * case.width)}
     builders: dict[str, Builder] = {
-        "mlp": partial(mlp, case),
+        "mlp": partial(mlp, case.width, case.hidden(2)),
+        **usual,
+        "swiglu": partial(SwiGLU, case.width, case.hidden(3), bias=False),
         **{impl: partial(spline_layer, case, impl, device) for impl in impls},
         **peer_builders(peers, case),
     }
@@ -66,10 +76,16 @@ def line_up(
                 able.append(enter(name + suffix, build, passes))
             except CannotRun as reason:
                 unable[name + suffix] = str(reason)
+            release_memory(name + suffix, passes.device)
+    require_rivals(unable, case)
+    return able, unable
+
+
+def require_rivals(unable: Mapping[str, str], case: Case) -> None:
+    """Raises UserError if an MLP that others are compared with is among the `unable`, which have their reasons."""
     for name in ("mlp", "mlp" + COMPILED):
         if name in unable:
             raise UserError(f"{name}, which others are compared with, fails at {case} ({unable[name]})")
-    return able, unable
 
 
 def enter(name: str, build: Builder, passes: Passes) -> Contestant:
@@ -82,22 +98,31 @@ def enter(name: str, build: Builder, passes: Passes) -> Contestant:
             warnings.simplefilter("ignore")
             passes.forward(module)
             passes.training(module)
+            memory = passes.memory_of_training(module)
     except CannotRun:
         raise
     except Exception as error:  # a peer may fail in any way
         raise CannotRun(in_one_line(error)) from error
-    return Contestant(name, module)
+    return Contestant(name, module, memory, note_on(name, passes))
 
 
-def mlp(case: Case) -> nn.Module:
-    first, second = (nn.Linear(*sizes, bias=False) for sizes in ((case.width, case.hidden), (case.hidden, case.width)))
-    return nn.Sequential(first, nn.GELU(), second)
+def mlp(width: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False))
 
 
 def spline_layer(case: Case, impl: str, device: torch.device) -> nn.Module:
     backend = backends.BACKENDS.get(backends.ALIASES.get(impl, impl))
-    problem = backends.Problem(case.width, case.grid, case.width, device, case.tokens)
-    reason = backend.why_not(problem) if backend else None
+    reason = backend.why_not(problem_of(case, device)) if backend else None
     if reason is not None:
         raise CannotRun(reason)
     return KANLayer(case.width, case.width, num_control_points=case.grid, impl=impl, device=device)
+
+
+def note_on(name: str, passes: Passes) -> str | None:
+    """What our backends say of the case that they compute; nothing is known of other contestants."""
+    backend = backends.BACKENDS.get(name.removesuffix(COMPILED))
+    return backend.but(problem_of(passes.case, torch.device(passes.device))) if backend else None
+
+
+def problem_of(case: Case, device: torch.device) -> backends.Problem:
+    return backends.Problem(case.width, case.grid, case.width, device, case.tokens)

@@ -1,7 +1,8 @@
 """Time the spline layer beside the MLP of equal parameters and the KAN layers of others: `python bench/layer.py`.
 
 All contestants take turns in one process, so that a machine that slows down slows all of them; medians are compared.
-What each achieves is set against what this machine's arithmetic and memory can be seen to manage.
+What each achieves is set against what this machine's arithmetic and memory can be seen to manage. `--device cuda` has
+defaults for a GPU, and measures the memory that training needs as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
@@ -19,11 +21,11 @@ import torch
 
 import backends
 from bench.case import DTYPES, Case
-from bench.contestants import Contestant, line_up
+from bench.contestants import Contestant, line_up, require_rivals
 from bench.layer_plot import FORMATS, HOW_TO_READ, draw_times, panels
-from bench.machine import Peaks, cpu_name, machine_name, measure_peaks
+from bench.machine import Peaks, cpu_name, gpu_record, machine_name, measure_peaks
 from bench.peers import load_peers
-from bench.result import HEADER, Measurement, Result
+from bench.result import Measurement, Result, header
 from bench.timing import Passes, take_turns
 from figures import DPI
 from training.errors import exit_on_user_error
@@ -32,24 +34,46 @@ from training.options import OptionParser
 
 USAGE = "python bench/layer.py [--key value …]"
 LARGEST = 2**31 - 1  # of the numbers that make a shape
+DEFAULT = "default"  # stands for what the device has in DEFAULTS
+DEFAULTS: dict[str, dict[str, str | bool]] = {
+    "cpu": {
+        "tokens": "768,4096",
+        "widths": "128,384",
+        "grids": "5,8,16,32,64",
+        "dtypes": "float32",
+        "impls": "native,dense,embedding_bag,csr",
+        "compiled": False,
+    },
+    "cuda": {
+        "tokens": "65536",
+        "widths": "768",
+        "grids": "5,8",
+        "dtypes": "bfloat16",
+        "impls": "triton,semi_structured,dense,csr",
+        "compiled": True,
+    },
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    tokens: str = "768,4096"
-    """Tokens N of each case, comma-separated; as many as there are widths."""
-    widths: str = "128,384"
-    """Width I = O of each case, comma-separated."""
-    grids: str = "5,8,16,32,64"
-    """Control points G, comma-separated; the MLP has G·width/2 hidden units, hence equal parameters."""
-    dtypes: str = "float32"
-    """float32, bfloat16 or both, comma-separated; bfloat16 is autocast around float32 weights, as in training."""
-    impls: str = "native,dense,embedding_bag,csr"
-    """Backends to time, comma-separated; all for every one. What cannot run here is skipped."""
+    tokens: str = DEFAULT
+    """Tokens N of each case, comma-separated; as many as there are widths. By default 768,4096; with cuda 65536."""
+    widths: str = DEFAULT
+    """Width I = O of each case, comma-separated. By default 128,384; with cuda 768."""
+    grids: str = DEFAULT
+    """Control points G, comma-separated; the MLP has G·width/2 hidden units, hence equal parameters. By default
+    5,8,16,32,64; with cuda 5,8."""
+    dtypes: str = DEFAULT
+    """float32, bfloat16 or both, comma-separated; bfloat16 is autocast around float32 weights, as in training. By
+    default float32; with cuda bfloat16."""
+    impls: str = DEFAULT
+    """Backends to time, comma-separated; all for every one. What cannot run here is skipped. By default
+    native,dense,embedding_bag,csr; with cuda triton,semi_structured,dense,csr."""
     peers: str = "kanditioned"
     """Layers of others to time, comma-separated NAME=PATH of a checkout; kanditioned alone means the one installed."""
-    compiled: bool = False
-    """Time each contestant compiled as well."""
+    compiled: Literal["default"] | bool = "default"
+    """Time each contestant compiled as well. By default False; with cuda True."""
     device: str = "cpu"
     """cpu or cuda."""
     threads: int = 2
@@ -62,6 +86,9 @@ class Options:
     """A picture of the times (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
+        for name, default in DEFAULTS.get(self.device, {}).items():
+            if getattr(self, name) == DEFAULT:
+                object.__setattr__(self, name, default)
         if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
             raise ValueError(f"device must be cpu, or cuda where there is a GPU; got {self.device!r}")
         if self.repeats < 1 or not 1 <= self.threads <= 1024:
@@ -109,21 +136,28 @@ def main() -> None:
     peers, missing = load_peers(options.peers)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    if options.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as train.py does
     peaks = measure_peaks(options.dtype_list(), options.device)
     skipped = Skipped()
     print(f"{machine_name(options.device)}, torch {torch.__version__}, {options.threads} threads")
+    if options.device == "cuda":
+        print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in gpu_record().items() if name != "name"))
     print(f"peaks: {peaks}")
     for name, reason in missing.items():
         skipped.add(name, reason)
-    print(HEADER, flush=True)
+    print(header(options.device), flush=True)
     results = []
     for case in options.cases():
         print(case, flush=True)
         passes = Passes(case, options.device)
-        contestants, unable = line_up(passes, options.impl_list(), peers, options.compiled)
+        contestants, unable = line_up(passes, options.impl_list(), peers, bool(options.compiled))
         for name, reason in unable.items():
             skipped.add(name, reason, case)
-        results += time_case(passes, contestants, peaks, options.repeats)
+        timed, failed = time_case(passes, contestants, peaks, options.repeats)
+        for name, reason in failed.items():
+            skipped.add(name, reason, case)
+        results += timed
     if options.output:
         write_record(options, peaks, results, skipped)
     if options.plot:
@@ -132,21 +166,35 @@ def main() -> None:
         figure.savefig(options.plot, dpi=DPI)
 
 
-def time_case(passes: Passes, contestants: Sequence[Contestant], peaks: Peaks, repeats: int) -> list[Result]:
+def time_case(
+    passes: Passes, contestants: Sequence[Contestant], peaks: Peaks, repeats: int
+) -> tuple[list[Result], dict[str, str]]:
+    """The results, and why one has none that could run before the others were there: they share the memory."""
+    failed: dict[str, str] = {}
     forward, training = (
-        take_turns({c.name: partial(run, c.module) for c in contestants}, repeats, passes.device)
+        take_turns(
+            {c.name: partial(run, c.module) for c in contestants if c.name not in failed},
+            repeats,
+            passes.device,
+            failed,
+        )
         for run in (passes.forward, passes.training)
     )
+    require_rivals(failed, passes.case)
     results = []
     for contestant in contestants:
         name, case = contestant.name, passes.case
-        measurements = (
+        if name in failed:
+            continue
+        passed = [
             Measurement.of(times[name], times[contestant.rival], contestant.work(case, is_training), case.dtype, peaks)
             for times, is_training in ((forward, False), (training, True))
+        ]
+        results.append(
+            Result(case, name, contestant.parameters, passed[0], passed[1], contestant.memory, contestant.note)
         )
-        results.append(Result(case, name, contestant.parameters, *measurements))
         print(results[-1].row(repeats), flush=True)
-    return results
+    return results, failed
 
 
 class Skipped:
@@ -168,6 +216,7 @@ def write_record(options: Options, peaks: Peaks, results: Sequence[Result], skip
     record = {
         "machine": machine_name(options.device),
         "cpu": cpu_name(),
+        "gpu": gpu_record() if options.device == "cuda" else None,
         "torch": torch.__version__,
         "threads": options.threads,
         "peaks": asdict(peaks),

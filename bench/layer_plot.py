@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.case import Case
-from bench.contestants import COMPILED
+from bench.contestants import COMPILED, is_matrices
 from bench.result import Result
 from page import ACCENT, AREA, INK, MUTED, RULE
 
@@ -26,8 +26,22 @@ LABEL_SIZE, LABEL_INCHES = 7.5, 0.135
 WIDTH, HEIGHT, LEFT, BESIDE, TOP, BELOW = 3.4, 3.9, 0.75, 2.95, 1.25, 0.95  # of a panel and around it, in inches
 
 # Hues that all kinds of colour vision tell apart; a family has its own dashes, so that no line depends on its hue.
-OURS = {"native": ACCENT, "dense": "#3fa7e0", "embedding_bag": "#0b8a6b", "csr": "#5b51b8", "embedding": "#78909c"}
-OTHERS = {"efficient-kan": "#c2410c", "fast-kan": "#d97706", "faster-kan": "#a16207", "cheby-kan": "#be185d"}
+OURS = {
+    **dict.fromkeys(("native", "triton"), ACCENT),  # one is for CPUs, the other for GPUs
+    "dense": "#3fa7e0",
+    "embedding_bag": "#0b8a6b",
+    "csr": "#5b51b8",
+    "embedding": "#78909c",
+    "semi_structured": "#2f6f4f",
+}
+OTHERS = {
+    "efficient-kan": "#c2410c",
+    "fast-kan": "#d97706",
+    "faster-kan": "#a16207",
+    "cheby-kan": "#be185d",
+    "lmkan": "#9f1239",
+    "flashkat": "#7c2d12",
+}
 KANDITIONED = "#86198f"
 MARKERS = "osD^vPX<>*hpd"
 
@@ -96,16 +110,16 @@ def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def line_style(name: str, mark: str) -> dict[str, Any]:
     base = name.removesuffix(COMPILED)
-    if base == "mlp":
-        color, dashes = INK, "-"
+    if base in OTHERS:
+        color, dashes = OTHERS[base], "--"
     elif base.startswith("kanditioned"):
         color, dashes = KANDITIONED, ":"
-    elif base in OTHERS:
-        color, dashes = OTHERS[base], "--"
+    elif is_matrices(base):
+        color, dashes = INK, {"mlp": "-", "swiglu": "--"}.get(base, ":")
     else:
         color, dashes = OURS.get(base, MUTED), "-"
     hollow = {"markerfacecolor": "white"} if name != base else {}
-    width = 2.2 if base in ("mlp", "native") else 1.3
+    width = 2.2 if base in ("mlp", "native", "triton") else 1.3
     return {"color": color, "linestyle": dashes, "linewidth": width, "marker": mark, "markersize": 4.5, **hollow}
 
 
@@ -115,7 +129,7 @@ def draw_panel(axes: Axes, plan: PanelPlan, results: Sequence[Result], styles: M
         if result.case in plan.across:
             x = plan.across[result.case]
             curves.setdefault(result.contestant, {})[x] = result.training.ms
-            if not result.contestant.startswith("mlp"):
+            if not is_matrices(result.contestant):
                 curves.setdefault(LIMIT, {})[x] = result.training.limit_ms
     times = [ms for curve in curves.values() for ms in curve.values()]
     style_axes(axes, plan, min(times) / 1.5, max(times) * 1.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from bench.case import DTYPES, Work
 from bench.timing import seconds
 
-ATTEMPTS = 6  # the best counts; the first warms up
+ATTEMPTS = {"cpu": 6, "cuda": 20}  # the best counts; the first warm up, on a GPU its clock too
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product that is large enough for its peak
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}  # more than any cache holds
 
@@ -46,14 +47,14 @@ def measure_peaks(dtypes: Sequence[str], device: str) -> Peaks:
 def peak_gflops(dtype: str, device: str) -> float:
     size = MATRIX[device]
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
-    best = min(seconds(lambda: torch.mm(a, b), device) for _ in range(ATTEMPTS))
+    best = min(seconds(lambda: torch.mm(a, b), device) for _ in range(ATTEMPTS[device]))
     return 2 * size**3 / best / 1e9
 
 
 def peak_gbps(device: str) -> float:
     source = torch.zeros(COPIED_BYTES[device] // 4, device=device).fill_(1.0)
     target = torch.empty_like(source)
-    best = min(seconds(lambda: target.copy_(source), device) for _ in range(ATTEMPTS))
+    best = min(seconds(lambda: target.copy_(source), device) for _ in range(ATTEMPTS[device]))
     return 2 * COPIED_BYTES[device] / best / 1e9
 
 
@@ -61,6 +62,38 @@ def machine_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def gpu_record() -> dict[str, object]:
+    """What figures of a GPU depend on: the card, its driver, and the versions of what computes on it."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "triton": triton_version(),
+        "float32_products": "TF32" if torch.get_float32_matmul_precision() != "highest" else "float32",
+    }
+
+
+def driver_version() -> str | None:
+    """As NVIDIA's tool reports it; None without the tool."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[0] if lines else None
+
+
+def triton_version() -> str | None:
+    try:
+        import triton  # its distribution has several names
+    except ImportError:
+        return None
+    return triton.__version__
 
 
 def cpu_name() -> str:

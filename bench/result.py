@@ -8,11 +8,17 @@ from bench.case import Case, Work
 from bench.machine import Peaks
 from bench.timing import Median
 
-HEADER = (
-    f"  {'':37} {'':11} {'':13} {'':13} {'MLP / it':>13} {'useful work, of peak (f+b)':>30}\n"
-    f"  {'contestant':37} {'parameters':>11} {'forward':>13} {'fwd+bwd':>13} {'fwd':>6} {'f+b':>6} "
-    f"{'GFLOP/s':>15} {'GB/s':>14}"
-)
+NAMES = 48  # characters for a contestant
+
+
+def header(device: str) -> str:
+    """The two lines above the rows; only where memory is measured has the table a column for it."""
+    memory = (f"{'memory':>14}", f"{'(f+b)':>14}") if device == "cuda" else ("", "")
+    return (
+        f"  {'':{NAMES}} {'':11} {'':13} {'':13} {'MLP / it':>13} {'useful work, of peak (f+b)':>32}{memory[0]}\n"
+        f"  {'contestant':{NAMES}} {'parameters':>11} {'forward':>13} {'fwd+bwd':>13} {'fwd':>6} {'f+b':>6} "
+        f"{'GFLOP/s':>17} {'GB/s':>14}{memory[1]}"
+    )
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,10 @@ class Result:
     forward: Measurement
     training: Measurement
     """Forward and backward."""
+    memory: int | None
+    """Bytes that training needed at its peak beside parameters and input; None where that is not known."""
+    note: str | None
+    """What to know of how it was computed."""
 
     def record(self) -> dict[str, object]:
         record = asdict(self)
@@ -52,10 +62,12 @@ class Result:
     def row(self, rounds: int) -> str:
         """A line of the table; `rounds` is what others got."""
         forward, training = self.forward, self.training
-        arithmetic = f"{training.gflops:>8.1f} {training.of_peak_gflops:>6.1%}"
+        arithmetic = f"{training.gflops:>10,.1f} {training.of_peak_gflops:>6.1%}"
         memory = f"{training.gbps:>7.2f} {training.of_peak_gbps:>6.1%}"
+        memory_used = f" {self.memory / 2**20:>9,.0f} MiB" if self.memory is not None else ""
         aside = f"  median of {training.rounds}" if training.rounds < rounds else ""
+        aside += f"  {self.note}" if self.note else ""
         return (
-            f"  {self.contestant:37} {self.parameters:>11,} {forward.ms:>10.2f} ms {training.ms:>10.2f} ms "
-            f"{forward.mlp_over_it:>6.2f} {training.mlp_over_it:>6.2f} {arithmetic} {memory}{aside}"
+            f"  {self.contestant:{NAMES}} {self.parameters:>11,} {forward.ms:>10.2f} ms {training.ms:>10.2f} ms "
+            f"{forward.mlp_over_it:>6.2f} {training.mlp_over_it:>6.2f} {arithmetic} {memory}{memory_used}{aside}"
         )

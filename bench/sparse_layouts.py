@@ -20,8 +20,7 @@ from torch import Tensor
 
 from backends.grid import flat_rows, interleave, locate
 from bench.machine import machine_name
-from bench.peers import in_one_line
-from bench.timing import take_turns
+from bench.timing import in_one_line, take_turns
 from training.errors import exit_on_user_error
 from training.options import OptionParser
 

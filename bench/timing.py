@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
@@ -47,6 +48,17 @@ class Passes:
         y = self._apply(module)
         torch.autograd.grad(y, (self.x, *trained(module)), self.dy[y.dtype])
 
+    def memory_of_training(self, module: nn.Module) -> int | None:
+        """Bytes allocated at the peak of a forward+backward beyond what was before it; only CUDA counts them."""
+        if self.device != "cuda":
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.training(module)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
     def _apply(self, module: nn.Module) -> Tensor:
         with self._autocast():
             return module(self.x)
@@ -61,26 +73,66 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def take_turns(runs: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Median]:
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: str, failed: dict[str, str] | None = None
+) -> dict[str, Median]:
     """Median time of each run over up to `rounds` rounds, in another order each, so that nobody has a fixed neighbour.
 
     A round before them warms up and finds those that are too slow for all rounds. In its turn each runs twice and the
-    second run counts: the first finds the caches and the allocator as the one before has left them.
+    second run counts: the first finds the caches and the allocator as the one before has left them. If there is a
+    `failed`, one that raises is left out and named in it, with the reason; otherwise its exception is passed on.
     """
-    warm_up = {name: seconds(run, device) for name, run in runs.items()}
+
+    def attempt(name: str) -> float:
+        try:
+            return seconds(runs[name], device)
+        except Exception as error:  # a peer may fail in any way
+            if failed is None:
+                raise
+            failed[name] = in_one_line(error)  # not the error itself, which would hold on to the memory of its frames
+        release_memory(name, device)
+        return float("nan")
+
+    warm_up = {name: attempt(name) for name in runs}
     wanted = {name: min(rounds, SLOW_ROUNDS) if warm_up[name] > SLOW_SECONDS else rounds for name in runs}
     times: dict[str, list[float]] = {name: [] for name in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
     for turn in range(rounds):
         shuffle(order)
         for name in order:
-            if turn < wanted[name]:
-                seconds(runs[name], device)
-                times[name].append(seconds(runs[name], device))
-    return {name: Median(1000 * statistics.median(samples), len(samples)) for name, samples in times.items()}
+            if turn < wanted[name] and not (failed and name in failed):
+                attempt(name)
+                times[name].append(attempt(name))
+    return {
+        name: Median(1000 * statistics.median(samples), len(samples))
+        for name, samples in times.items()
+        if not (failed and name in failed)
+    }
+
+
+def release_memory(name: str, device: str) -> None:
+    """Give back the memory of a GPU that contestant `name` left, even in reference cycles. UserError if it broke it."""
+    if device != "cuda":
+        return
+    gc.collect()
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:  # after an illegal access nothing works in this process any more
+        raise UserError(
+            f"{name} has left the GPU unusable ({in_one_line(error)}); leave it out and start again"
+        ) from error
+
+
+def in_one_line(error: BaseException, most: int = 160) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    text = f"{type(error).__name__}: {lines[0]}"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
     start = time.perf_counter()
     run()
     if device == "cuda":

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import layer, timing
+from bench.contestants import is_matrices
 from bench.layer_plot import moved_apart
 from tests.runs import Result, assert_one_sentence, call, run_command
 
@@ -100,6 +101,10 @@ def test_parameters_are_those_of_the_mlp(bench: Bench) -> None:
     for (_, width, grid, _), contestants in bench.cases().items():
         for name in ("mlp", "dense", "embedding_bag", "cheby-kan"):
             assert contestants[name]["parameters"] == width * grid * width
+        assert contestants["mlp 4x"]["parameters"] == 8 * width**2
+        assert contestants["swiglu"]["parameters"] == pytest.approx(
+            width * grid * width, abs=1.5 * width
+        )  # by rounding
 
 
 def test_ratios_and_shares_follow_from_times_and_peaks(bench: Bench) -> None:
@@ -114,7 +119,7 @@ def test_ratios_and_shares_follow_from_times_and_peaks(bench: Bench) -> None:
                 assert it["of_peak_gbps"] == pytest.approx(it["gbps"] / peaks["gbps"])
                 shares = it["of_peak_gflops"], it["of_peak_gbps"]
                 assert it["limit_ms"] == pytest.approx(max(shares) * it["ms"])
-                if name != "mlp":
+                if not is_matrices(name):
                     assert it["gflops"] * it["ms"] == pytest.approx(2 * multiply_adds * tokens * width**2 / 1e6)
 
 
@@ -129,6 +134,7 @@ def test_what_fails_is_skipped_with_its_reason_and_said_once(bench: Bench) -> No
 def test_the_record_names_the_machine_and_no_paths(bench: Bench) -> None:
     record = bench.record
     assert record["machine"] and record["cpu"] and record["torch"] and record["threads"] == 1
+    assert record["gpu"] is None and all(result["memory"] is None for result in record["results"])
     assert record["options"]["peers"] == "cheby-kan,fast-kan,kanditioned"
     assert str(bench.home) not in bench.text
 

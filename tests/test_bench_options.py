@@ -1,4 +1,4 @@
-"""bench/options.py, sparse_layouts.py, cpu_limits.py: each says all that it names, and every mistake is one sentence."""
+"""bench/options.py, sparse_layouts.py, cpu_limits.py: each says all that it names; every mistake is one sentence."""
 
 from collections.abc import Callable
 
