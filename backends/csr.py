@@ -14,7 +14,7 @@ from backends.grid import accumulation_dtype, flat_rows, interleave, locate
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
-    """x (N, I), control_points (I, G, O) → (N, O). Half precisions compute in float32 where sparse products lack them."""
+    """x (N, I), control_points (I, G, O) → (N, O). In float32 where sparse products lack half precisions."""
     in_features, num_control_points, out_features = control_points.shape
     cell, t = locate(x, num_control_points, spline_width)
     product_dtype = dtype if takes(dtype, x.device) else accumulation_dtype(dtype)
