@@ -35,6 +35,8 @@ class GPTConfig:
     """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
     ffn: Literal["kan", "mlp", "swiglu"] = "kan"
     """What follows attention in each block: a spline layer, or the MLP (GELU) or SwiGLU it is compared with."""
+    kan_block: Literal["plain", "gated"] = "plain"
+    """plain: one spline layer, n_embd → n_embd. gated: Linear(splines(x) ⊙ Linear(x)), with ffn_hidden products."""
     num_control_points: int = 5
     """Control points per spline (G); at 8 the layer has as many parameters as the 4x MLP."""
     spline_width: float = 4.0
@@ -43,12 +45,12 @@ class GPTConfig:
     """How the spline layers are computed: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
     kan_variant: str = "B-spline"
     """Parametrisation of the splines' control points."""
-    kan_init: Literal["zero", "random_normal", "identity"] = "zero"
-    """Function the splines start from; zero makes every block start as attention alone."""
+    kan_init: Literal["auto", "zero", "random_normal", "identity"] = "auto"
+    """Function the splines start from; auto: zero (plain: blocks start as attention alone), random_normal (gated)."""
     kan_zero_centred: bool = False
     """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
     ffn_hidden: int = 0
-    """Hidden width of the MLP or SwiGLU; 0 means 4 n_embd (MLP), 8/3 n_embd (SwiGLU), or see ffn_match."""
+    """Hidden width of MLP, SwiGLU or gated splines; 0: as many parameters as the 4x MLP has, or see ffn_match."""
     ffn_match: bool = False
     """Choose the MLP's or SwiGLU's hidden width to have as many parameters as splines of num_control_points."""
     position: Literal["rope", "learned"] = "rope"
@@ -87,7 +89,7 @@ class GPTConfig:
         check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points)
         check_choice("kan_variant", self.kan_variant, VARIANTS)
         check_choice("kan_impl", self.kan_impl, IMPLS)
-        for name in ("ffn", "kan_init", "position", "norm"):
+        for name in ("ffn", "kan_block", "kan_init", "position", "norm"):
             check_choice(name, getattr(self, name), get_args(get_type_hints(GPTConfig)[name]))
 
 
@@ -200,20 +202,41 @@ class SwiGLU(nn.Module):
         return self.c_proj(F.silu(gate) * value)
 
 
+class GatedSplines(nn.Module):
+    """Linear(KANLayer(x) ⊙ Linear(x)): learnt directions beside the learnt functions of given ones."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        width = config.n_embd
+        matrices = config.num_control_points - config.kan_zero_centred + 2  # of n_embd x hidden parameters each
+        hidden = config.ffn_hidden or round(8 * width / matrices)
+        self.splines = spline_layer(config, hidden, "random_normal")
+        self.c_gate = nn.Linear(width, hidden, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.splines(x) * self.c_gate(x))
+
+
+def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
+    """n_embd → `outputs`."""
+    return KANLayer(
+        config.n_embd,
+        outputs,
+        init=usual_init if config.kan_init == "auto" else config.kan_init,
+        num_control_points=config.num_control_points,
+        spline_width=config.spline_width,
+        impl=config.kan_impl,
+        variant=config.kan_variant,
+        zero_centred=config.kan_zero_centred,
+    )
+
+
 def feed_forward(config: GPTConfig) -> nn.Module:
     """The layer that `config.ffn` names: n_embd → n_embd."""
     width = config.n_embd
     if config.ffn == "kan":
-        return KANLayer(
-            width,
-            width,
-            init=config.kan_init,
-            num_control_points=config.num_control_points,
-            spline_width=config.spline_width,
-            impl=config.kan_impl,
-            variant=config.kan_variant,
-            zero_centred=config.kan_zero_centred,
-        )
+        return GatedSplines(config) if config.kan_block == "gated" else spline_layer(config, width, "zero")
     matrices = 2 if config.ffn == "mlp" else 3  # of n_embd x hidden parameters each
     stored = config.num_control_points - config.kan_zero_centred
     multiple = stored if config.ffn_match else 8  # of n_embd² parameters in all

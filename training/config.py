@@ -44,8 +44,12 @@ class Config(GPTConfig):
     max_iters: int = 2000
     """Optimizer steps in all."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all parameters, or muon (orthogonalized momentum) for the matrices and splines of the blocks."""
     learning_rate: float = 4e-3
     """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.01
+    """Peak learning rate of Muon; it follows the same schedule."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After warm-up: cosine decay to min_lr, constant with a linear cooldown at the end (wsd), or constant."""
     warmup_iters: int = 100
@@ -58,6 +62,8 @@ class Config(GPTConfig):
     """Steps of the linear cooldown of schedule wsd; 0 means 40 % of the run."""
     weight_decay: float = 0.1
     """Decoupled weight decay on matrices and splines (not on norms and biases)."""
+    muon_weight_decay: float = 0.0
+    """Decoupled weight decay on what Muon trains."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
     beta2: float = 0.99
@@ -98,14 +104,17 @@ class Config(GPTConfig):
         _at_least(self, 1, "batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
         _at_least(self, 1, "keep_checkpoints")
         _at_least(self, 0, "max_iters", "seed", "warmup_iters", "lr_decay_iters", "cooldown_iters", "weight_decay")
-        _at_least(self, 0, "grad_clip", "num_threads", "eval_iters", "sample_tokens")
-        for name in ("weight_decay", "grad_clip"):
+        _at_least(self, 0, "muon_weight_decay", "grad_clip", "num_threads", "eval_iters", "sample_tokens")
+        for name in ("weight_decay", "muon_weight_decay", "grad_clip"):
             if not getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63; got {self.seed}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be a finite number above 0; got {self.learning_rate}")
+        for name in ("learning_rate", "muon_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0; got {getattr(self, name)}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon; got {self.optimizer!r}")
         for name in ("dataset", "out_dir", "wandb_project", "wandb_run_name", "device"):
             if not _is_text(getattr(self, name)):
                 raise ValueError(f"{name} must be UTF-8 text; got {getattr(self, name)!r}, give another --{name}")

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, with weight decay on what multiplies (matrices, splines) and none on norms and biases."""
+"""The optimizer: AdamW, or Muon for the matrices of the blocks; weight decay on what multiplies, none on the rest."""
 
 from typing import Any
 
@@ -6,21 +6,31 @@ import torch
 from torch import nn
 
 from training.config import Config
+from training.muon import MuonAdamW
 
 
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [(name, p) for name, p in named if p.dim() >= 2]
+    by_muon = [(name, p) for name, p in matrices if config.optimizer == "muon" and name.startswith("blocks.")]
+    chosen = {name for name, _ in by_muon}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in matrices if name not in chosen], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if by_muon:
+        groups.append(
+            {
+                "params": [p for _, p in by_muon],
+                "muon_pieces": [3 if name.endswith("c_attn.weight") else 1 for name, _ in by_muon],
+                "weight_decay": config.muon_weight_decay,
+                "rate": config.muon_learning_rate / config.learning_rate,
+            }
+        )
+    groups = [group for group in groups if group["params"]]
+    kind = MuonAdamW if by_muon else torch.optim.AdamW
     # Fused is faster than the default loop on CPUs too.
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -32,5 +42,6 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """`learning_rate` is AdamW's; groups with a `rate` of their own keep that many times as much."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate", 1.0)

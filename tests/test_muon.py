@@ -1,0 +1,107 @@
+"""Muon: its updates are orthogonal, each matrix on its own; AdamW's part is AdamW's; and it resumes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import GPT, GPTConfig
+from tests.runs import make_dataset, options, train_losses, train_until
+from training.config import Config
+from training.muon import MOMENTUM, MuonAdamW, matrices, orthogonalize
+from training.optimizer import make_optimizer, set_learning_rate
+
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
+
+
+@settings(max_examples=50, deadline=None)
+@given(stack=st.integers(1, 4), rows=st.integers(1, 40), columns=st.integers(1, 40), scale=st.floats(1e-6, 1e6))
+def test_all_singular_values_become_about_one_and_directions_stay(
+    stack: int, rows: int, columns: int, scale: float
+) -> None:
+    torch.manual_seed(rows * 41 + columns)
+    # Singular values within a factor of 10: five rounds lift smaller ones less.
+    u, _, v = torch.linalg.svd(torch.randn(stack, rows, columns, dtype=torch.float64), full_matrices=False)
+    s = torch.rand(stack, min(rows, columns), dtype=torch.float64) * 0.9 + 0.1
+    found = orthogonalize((u * s.unsqueeze(1) @ v * scale).float()).double()
+    inside = u.mT @ found @ v.mT  # diagonal if the directions stayed
+    diagonal = torch.diagonal(inside, dim1=1, dim2=2)
+    assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
+    assert (inside - torch.diag_embed(diagonal)).abs().max() < 1e-3
+
+
+def test_each_piece_and_each_control_point_is_a_matrix_of_its_own() -> None:
+    spline, linear = torch.randn(6, 5, 4), torch.randn(12, 4)
+    assert all(torch.equal(matrices(spline, 1)[g], spline[:, g]) for g in range(5))
+    assert all(torch.equal(part, linear[4 * k : 4 * k + 4].t()) for k, part in enumerate(matrices(linear, 3)))
+
+
+def test_a_step_is_that_of_the_definition() -> None:
+    """In NumPy, by the singular vectors instead of iterations."""
+    weight = torch.nn.Parameter(torch.randn(24, 8, dtype=torch.float64).float())
+    before = weight.detach().double().numpy().copy()
+    group = {"params": [weight], "muon_pieces": [3], "weight_decay": 0.1, "lr": 0.02}
+    optimizer = MuonAdamW([group], lr=0.02)
+    momentum, expected = np.zeros((24, 8)), before.copy()
+    for seed in range(3):
+        gradient = np.random.default_rng(seed).normal(size=(24, 8))
+        weight.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimizer.step()
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
+        update = (1 - MOMENTUM) * gradient + MOMENTUM * momentum
+        for part in range(3):
+            rows = slice(8 * part, 8 * part + 8)
+            u, _, v = np.linalg.svd(update[rows])
+            expected[rows] = expected[rows] * (1 - 0.02 * 0.1) - 0.02 * u @ v
+    moved = np.linalg.norm(expected - before)
+    assert np.linalg.norm(weight.detach().numpy() - expected) < 0.3 * moved  # its singular values are 0.7 … 1.2
+
+
+def test_what_muon_does_not_train_moves_as_with_adamw() -> None:
+    """Given the same gradients; and Muon trains exactly the matrices and splines of the blocks."""
+    models = [GPT(GPTConfig(**SMALL)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [
+        make_optimizer(m, Config(**SMALL, optimizer=o)) for m, o in zip(models, ("adamw", "muon"), strict=True)
+    ]
+    before = {name: p.detach().clone() for name, p in models[0].named_parameters()}
+    for seed in range(3):
+        for model in models:
+            torch.manual_seed(seed)
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, 1e-3)
+            optimizer.step()
+    adamw, muon = (dict(model.named_parameters()) for model in models)
+    for name in adamw:
+        by_muon = name.startswith("blocks.") and adamw[name].dim() >= 2
+        assert torch.equal(adamw[name], muon[name]) != by_muon, name
+        assert not torch.equal(muon[name], before[name])
+
+
+def test_an_overflown_step_of_float16_moves_nothing() -> None:
+    model = GPT(GPTConfig(**SMALL))
+    optimizer = make_optimizer(model, Config(**SMALL, optimizer="muon"))
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("inf"))
+    scaler.scale(torch.zeros(()))
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("block", ["plain", "gated"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, block: str) -> None:
+    dataset = make_dataset(tmp_path / "words")
+    changes = {"optimizer": "muon", "kan_block": block, "log_interval": 1, "eval_interval": 4}
+    train_until(options(dataset, tmp_path / "whole", max_iters=8, **changes))
+    train_until(options(dataset, tmp_path / "parts", max_iters=4, lr_decay_iters=8, **changes))
+    resumed = options(dataset, tmp_path / "parts", max_iters=8, lr_decay_iters=8, **changes, resume=True)
+    train_until(resumed)
+    assert train_losses(tmp_path / "parts") == train_losses(tmp_path / "whole")
