@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model import GPT, GPTConfig
 from tests.runs import make_dataset, options, train_losses, train_until
 from training.config import Config
-from training.muon import MOMENTUM, MuonAdamW, matrices, orthogonalize
+from training.muon import MOMENTUM, MuonAdamW, fast_dtype, matrices, orthogonalize
 from training.optimizer import make_optimizer, set_learning_rate
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
@@ -26,11 +26,13 @@ def test_all_singular_values_become_about_one_and_directions_stay(
     # Singular values within a factor of 10: five rounds lift smaller ones less.
     u, _, v = torch.linalg.svd(torch.randn(stack, rows, columns, dtype=torch.float64), full_matrices=False)
     s = torch.rand(stack, min(rows, columns), dtype=torch.float64) * 0.9 + 0.1
-    found = orthogonalize((u * s.unsqueeze(1) @ v * scale).float()).double()
+    stack_of = (u * s.unsqueeze(1) @ v * scale).float()
+    found = orthogonalize(stack_of).double()
     inside = u.mT @ found @ v.mT  # diagonal if the directions stayed
     diagonal = torch.diagonal(inside, dim1=1, dim2=2)
     assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
-    assert (inside - torch.diag_embed(diagonal)).abs().max() < 1e-3
+    rounding = torch.finfo(fast_dtype(stack_of.device)).eps
+    assert (inside - torch.diag_embed(diagonal)).abs().max() < 1e-3 + 10 * rounding
 
 
 def test_each_piece_and_each_control_point_is_a_matrix_of_its_own() -> None:

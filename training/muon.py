@@ -75,14 +75,20 @@ def matrices(tensor: Tensor, pieces: int) -> Tensor:
 def orthogonalize(stack: Tensor) -> Tensor:
     """The nearest matrices whose singular values are all about one (0.7 … 1.2): (stack, rows, columns).
 
-    By Newton-Schulz iterations: matrix products only. On GPUs in bfloat16, as precision does not matter here.
+    By Newton-Schulz iterations: matrix products only, whose precision matters little here.
     """
     a, b, c = QUINTIC
     tall = stack.shape[1] > stack.shape[2]
     x = stack.transpose(1, 2) if tall else stack
-    x = x.bfloat16() if x.is_cuda else x.float()
+    x = x.to(fast_dtype(x.device))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     for _ in range(ITERATIONS):
         gram = x @ x.transpose(1, 2)
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a·x + (b·g + c·g²) x
     return x.transpose(1, 2) if tall else x
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where matrix units multiply it: GPUs, and CPUs with AMX, on which it takes half the time of float32."""
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: it may go
+    return torch.bfloat16 if device.type == "cuda" or (device.type == "cpu" and has_amx()) else torch.float32
