@@ -125,7 +125,7 @@ class Trainer:
         config, progress = self.config, self.progress
         try:
             while progress.step < config.max_iters and not stop:
-                self._step()
+                self.step()
                 self._log_if_due()
                 if self._is_due(config.eval_interval):
                     with self.stopwatch.pause():
@@ -144,7 +144,7 @@ class Trainer:
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One optimizer step on gradient_accumulation_steps micro-batches."""
         progress, config = self.progress, self.config
         set_learning_rate(self.optimizer, learning_rate(progress.step, config))

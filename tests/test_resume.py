@@ -143,7 +143,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path:
 def test_a_signal_lets_the_step_finish_and_be_saved(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    step = train.Trainer._step
+    step = train.Trainer.step
 
     def interrupted_step(trainer: train.Trainer) -> None:
         if trainer.progress.step == 6:
@@ -217,7 +217,7 @@ def endless_step(trainer):
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
     time.sleep(60)
-train.Trainer._step = endless_step
+train.Trainer.step = endless_step
 train.main()
 """
 

@@ -1,0 +1,73 @@
+"""The picture of a race: validation loss against steps, against training time, and the last against parameters."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bench.layer_plot import moved_apart
+from bench.race import Curve
+from page import ACCENT, INK, MUTED, RULE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = (INK, ACCENT, "#c2410c", "#0b8a6b", "#86198f", "#a16207", "#5b51b8", "#3fa7e0")
+DASHES = ("-", "-", "--", "-.", ":", "--", "-.", ":")
+SHOWN = 0.35  # of the way from the last loss to the first: what comes before is the same for all
+
+
+def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
+    """Lines are means over seeds, bands go from the lowest to the highest."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(curve.contestant for curve in curves))
+    styles = {name: (COLORS[k % len(COLORS)], DASHES[k % len(DASHES)]) for k, name in enumerate(names)}
+    figure = Figure(figsize=(12.6, 4.3), facecolor="white")
+    figure.text(0.04, 0.94, title, fontsize=13, weight="bold", color=INK)
+    figure.text(0.04, 0.885, f"Validation loss, mean and range over seeds. {where}", fontsize=8, color=MUTED)
+    steps, seconds, sizes = (figure.add_axes((x, 0.14, w, 0.64)) for x, w in ((0.05, 0.25), (0.45, 0.25), (0.77, 0.2)))
+    lowest, last_of_all = (end(curve.losses[-1] for curve in curves) for end in (min, max))
+    highest = max(curve.losses[0] for curve in curves)
+    ceiling = max(lowest + SHOWN * (highest - lowest), lowest + 1.2 * (last_of_all - lowest))
+    for axes, label in ((steps, "steps"), (seconds, "seconds of training"), (sizes, "parameters, millions")):
+        style_axes(axes, label)
+    for axes in (steps, seconds):
+        axes.set_ylim(lowest - 0.03 * (ceiling - lowest), ceiling)
+    for name in names:
+        color, dashes = styles[name]
+        own = [curve for curve in curves if curve.contestant == name]
+        losses = list(zip(*(curve.losses for curve in own), strict=True))
+        means = [statistics.mean(at) for at in losses]
+        times = [statistics.mean(at) for at in zip(*(curve.seconds for curve in own), strict=True)]
+        for axes, x in ((steps, own[0].steps), (seconds, times)):
+            axes.plot(x, means, color=color, linestyle=dashes, linewidth=1.6)
+            axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.13, lw=0)
+        last = [curve.losses[-1] for curve in own]
+        sizes.plot([own[0].parameters / 1e6] * len(last), last, "o", color=color, markersize=4.5, alpha=0.75)
+    label_ends(steps, curves, {name: styles[name][0] for name in names}, ceiling - lowest)
+    return figure
+
+
+def style_axes(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label, color=MUTED, fontsize=8)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    axes.grid(axis="y", color=RULE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.12 if label.startswith("parameters") else 0.02)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(RULE)
+
+
+def label_ends(axes: Axes, curves: Sequence[Curve], colors: dict[str, str], height: float) -> None:
+    """Each line's name and last loss at its right end, moved apart where they would overlap."""
+    ends = {name: statistics.mean(c.losses[-1] for c in curves if c.contestant == name) for name in colors}
+    names = sorted(ends, key=lambda name: ends[name])
+    places = moved_apart([ends[name] for name in names], 0.062 * height)
+    last = max(curve.steps[-1] for curve in curves)
+    for name, y in zip(names, places, strict=True):
+        text = f"  {name} {ends[name]:.3f}"
+        axes.text(last, y, text, color=colors[name], fontsize=8, va="center", clip_on=False)

@@ -1,0 +1,134 @@
+"""Race whole processes to a validation loss: `python bench/speedrun.py --nanogpt CHECKOUT`.
+
+From launch, imports included, to the line that shows the loss on the validation split: ours and our MLP twin by
+`train.py`, on the whole split; nanoGPT's own `train.py` by its CPU recipe, on its own estimate from 20 batches. They take
+turns, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+
+import torch
+
+from bench.machine import machine_name
+from training.dataset import Dataset, ensure_prepared
+from training.errors import UserError, exit_on_user_error
+from training.options import OptionParser
+
+USAGE = "python bench/speedrun.py [--key value …]"
+ROOT = Path(__file__).resolve().parents[1]
+VALIDATION = re.compile(r"\bval (?:loss )?(\d+\.\d+)")
+# "I only have a macbook" in nanoGPT's README.
+NANOGPT_RECIPE = (
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=50 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    target: float = 1.88
+    """The loss to reach, in nats per character; nanoGPT's README gives 1.88."""
+    config: str = "configs/speedrun.toml"
+    """Our recipe."""
+    twin: str = "--ffn mlp --max_iters 350 --lr_decay_iters 350 --eval_interval 350"
+    """Options that make it the MLP twin's; with the fewest steps in which that reaches the target."""
+    nanogpt: str = ""
+    """A checkout of nanoGPT; without one it does not take part."""
+    threads: int = 2
+    """CPU threads."""
+    repeats: int = 3
+    """Rounds in which each runs once."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 10:
+            raise ValueError(f"target must be from 0 to 10; got {self.target}")
+        if self.repeats < 1 or not 1 <= self.threads <= 1024:
+            raise ValueError("repeats must be at least 1, and threads from 1 to 1024")
+        if self.nanogpt and not (Path(self.nanogpt) / "train.py").is_file():
+            raise ValueError(f"nanogpt must be the folder of a checkout of nanoGPT; {self.nanogpt} has no train.py")
+        if not Path(self.config).is_file():
+            raise ValueError(f"there is no config file {self.config}")
+
+
+@dataclass(frozen=True)
+class Finish:
+    seconds: float
+    loss: float
+
+
+@exit_on_user_error
+def main() -> None:
+    options = OptionParser(Options, USAGE).parse(sys.argv[1:])
+    Dataset.open(ensure_prepared("shakespeare_char"), verify=False)
+    print(
+        f"{machine_name('cpu')}, torch {torch.__version__}, {options.threads} threads; target {options.target}",
+        flush=True,
+    )
+    finishes: dict[str, list[Finish]] = {}
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, (command, where) in commands(options, Path(folder)).items():
+                finish = run_until(name, command, where, options)
+                finishes.setdefault(name, []).append(finish)
+                print(f"  {name:14} {finish.seconds:>7.1f} s to {finish.loss:.4f}", flush=True)
+    medians = {name: statistics.median(finish.seconds for finish in own) for name, own in finishes.items()}
+    for name, seconds in medians.items():
+        print(f"{name:14} median {seconds:>7.1f} s, {seconds / medians['splines']:>5.2f} times the splines'")
+
+
+def commands(options: Options, folder: Path) -> dict[str, tuple[list[str], Path]]:
+    """What to run, and where."""
+    ours = [sys.executable, "train.py", options.config, f"--num_threads={options.threads}"]
+    found = {
+        "splines": ([*ours, f"--out_dir={folder / 'splines'}"], ROOT),
+        "MLP twin": ([*ours, f"--out_dir={folder / 'twin'}", *shlex.split(options.twin)], ROOT),
+    }
+    if options.nanogpt:
+        recipe = [sys.executable, "train.py", *shlex.split(NANOGPT_RECIPE), f"--out_dir={folder / 'nanogpt'}"]
+        found["nanoGPT"] = (recipe, Path(options.nanogpt))
+    return found
+
+
+def run_until(name: str, command: Sequence[str], where: Path, options: Options) -> Finish:
+    """Seconds from launch to the first line with a validation loss at the target. UserError if none comes."""
+    if shutil.which(command[0]) is None:
+        raise UserError(f"{command[0]} is not there")
+    start = time.perf_counter()
+    losses: list[float] = []
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    with subprocess.Popen(
+        command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    ) as process:
+        assert process.stdout is not None
+        tail: list[str] = []
+        for line in process.stdout:
+            tail = [*tail[-2:], line.strip()]
+            match = VALIDATION.search(line)
+            if match is None:
+                continue
+            losses.append(float(match[1]))
+            if losses[-1] <= options.target:
+                seconds = time.perf_counter() - start
+                process.terminate()
+                return Finish(seconds, losses[-1])
+    best = f"its best loss was {min(losses)}" if losses else f"it ended with: {' / '.join(tail)}"
+    raise UserError(f"{name} did not reach {options.target}: {best}")
+
+
+if __name__ == "__main__":
+    main()

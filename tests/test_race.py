@@ -1,0 +1,150 @@
+"""bench/gpt.py: a race is what train.py would have done, its table follows from its curves; mistakes are one line."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import gpt
+from bench.race import Curve, Race, summarize
+from tests.runs import (
+    STEPS,
+    TINY,
+    assert_one_sentence,
+    call,
+    make_dataset,
+    options,
+    read_metrics,
+    run_command,
+    train_until,
+)
+
+CONTESTANTS = {"MLP": {"ffn": "mlp"}, "splines": {"ffn": "kan"}, "gated": {"ffn": "kan", "kan_block": "gated"}}
+SEEDS = [3, 4]
+
+
+def toml(table: dict[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+
+
+def write_race(folder: Path, dataset: Path, **changes: Any) -> Path:
+    config = folder / "config.toml"
+    config.write_text(toml({**TINY, "dataset": str(dataset)}))
+    head: dict[str, Any] = {"config": str(config), "tune_seed": 0, "seeds": SEEDS, **changes}
+    tables = {"search": {"learning_rate": [1e-3, 1e-2]}, **{f"contestants.{k}": v for k, v in CONTESTANTS.items()}}
+    path = folder / "race.toml"
+    path.write_text(toml(head) + "".join(f"[{name}]\n{toml(table)}" for name, table in tables.items()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("race")
+    write_race(folder, make_dataset(folder / "words"))
+    files = ("--output", folder / "race.json", "--plot", folder / "race.png", "--threads=1")
+    done = run_command("bench/gpt.py", folder / "race.toml", *files)
+    assert done.code == 0 and done.err == "", done
+    assert all(name in done.out for name in CONTESTANTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "race.json").read_text())
+
+
+def test_a_race_is_what_train_py_does(folder: Path, record: dict[str, Any], tmp_path: Path) -> None:
+    for k, curve in enumerate(record["curves"]):
+        tuned = {**CONTESTANTS[curve["contestant"]], **record["tuned"][curve["contestant"]], "seed": curve["seed"]}
+        train_until(options(folder / "words", tmp_path / str(k), **tuned))
+        evaluations = {line["step"]: line["val_loss"] for line in read_metrics(tmp_path / str(k)) if line["val_loss"]}
+        assert dict(zip(curve["steps"], curve["losses"], strict=True)) == pytest.approx(evaluations, rel=1e-5)
+        assert curve["steps"][-1] == STEPS
+
+
+def test_all_are_tuned_over_the_same_values_on_another_seed(record: dict[str, Any]) -> None:
+    assert [trial["options"] for trial in record["trials"]] == [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}]
+    for trial in record["trials"]:
+        assert [curve["contestant"] for curve in trial["curves"]] == list(CONTESTANTS)
+        assert all(curve["seed"] == 0 for curve in trial["curves"])
+    for k, name in enumerate(CONTESTANTS):
+        losses = [trial["curves"][k]["losses"][-1] for trial in record["trials"]]
+        best = record["trials"][losses.index(min(losses))]["options"]["learning_rate"]
+        assert record["tuned"][name]["learning_rate"] == best
+
+
+def test_seconds_grow_and_leave_out_the_first_step(record: dict[str, Any]) -> None:
+    for curve in record["curves"]:
+        assert all(a < b for a, b in zip(curve["seconds"], curve["seconds"][1:], strict=False))
+        assert curve["seconds"][0] > 0
+
+
+def test_the_table_follows_from_the_curves() -> None:
+    curves = [
+        Curve(name, seed, size, [10], [ms / 100], [loss])
+        for name, size, ms, losses in (("a", 7, 20.0, (2.0, 2.2)), ("b", 8, 10.0, (1.9, 2.0)))
+        for seed, loss in enumerate(losses)
+    ]
+    rival, other = summarize(curves, "a")
+    assert (rival.minus_rival, rival.rival_ms_over_it) == (0, 1)
+    assert other.mean == pytest.approx(1.95) and other.spread == pytest.approx(statistics.stdev((1.9, 2.0)))
+    assert other.minus_rival == pytest.approx(-0.15)
+    assert other.minus_rival_error == pytest.approx(statistics.stdev((-0.1, -0.2)) / 2**0.5)
+    assert other.step_ms == pytest.approx(10) and other.rival_ms_over_it == pytest.approx(2)
+
+
+def test_in_equal_time_the_slower_do_fewer_steps() -> None:
+    race = Race("r", "configs/shakespeare_char_cpu.toml", {}, {}, 0, [1], {"a": {"ffn": "mlp"}, "b": {}})
+    curves = [Curve("a", 0, 1, [100], [2.0], [1.0]), Curve("b", 0, 1, [100], [4.0], [1.0])]
+    tuned = gpt.with_equal_time(race, {"a": {"max_iters": 60}, "b": {"max_iters": 60}}, [({}, curves)])
+    assert (tuned["a"]["max_iters"], tuned["b"]["max_iters"]) == (60, 30)
+
+
+def test_the_races_of_the_repository_are_fair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters within 2 %, but for those whose names say otherwise."""
+    for path in Path("bench/races").glob("*.toml"):
+        race = Race.read(path)
+        assert len(race.seeds) >= 5 and race.search
+        from model import GPT
+
+        sizes = {}
+        for name in race.contestants:
+            config = race.configure(name, race.seeds[0], {})
+            sizes[name] = GPT(config.model_config(65)).num_parameters()
+        rival = next(iter(sizes.values()))
+        for name, size in sizes.items():
+            assert abs(size / rival - 1) < 0.02 or "fewer" in name, (path, sizes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"seeds": []}, "seeds"),
+        ({"tune_seed": 3}, "seeds without tune_seed"),
+        ({"laps": 3}, "it has laps"),
+    ],
+)
+def test_a_race_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    path = write_race(tmp_path, tmp_path, **changes)
+    assert_one_sentence(call(gpt.main, path), part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["no.toml"], "no.toml cannot be read"),
+        ([], "race is missing"),
+        (["no.toml", "--equal=luck"], "steps or time"),
+        (["no.toml", "--plot=a.gif"], "plot must end"),
+    ],
+)
+def test_an_impossible_option_is_refused(arguments: list[str], part: str) -> None:
+    assert_one_sentence(call(gpt.main, *arguments), part)
+
+
+def test_an_unknown_option_of_a_contestant_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = write_race(tmp_path, make_dataset(tmp_path / "words"))
+    path.write_text(path.read_text() + "\n[contestants.odd]\nfnn = 'mlp'\n")
+    assert_one_sentence(call(gpt.main, path), "unknown option fnn", "did you mean ffn")
