@@ -36,7 +36,7 @@ class GPTConfig:
     ffn: Literal["kan", "mlp", "swiglu"] = "kan"
     """What follows attention in each block: a spline layer, or the MLP (GELU) or SwiGLU it is compared with."""
     kan_block: Literal["plain", "gated"] = "plain"
-    """plain: one spline layer, n_embd → n_embd. gated: Linear(splines(x) ⊙ Linear(x)), with ffn_hidden products."""
+    """plain: one spline layer, n_embd → n_embd. gated: Linear(norm(splines(x) ⊙ Linear(x))), ffn_hidden wide."""
     num_control_points: int = 5
     """Control points per spline (G); at 8 the layer has as many parameters as the 4x MLP."""
     spline_width: float = 4.0
@@ -51,6 +51,8 @@ class GPTConfig:
     """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
     ffn_hidden: int = 0
     """Hidden width of MLP, SwiGLU or gated splines; 0: as many parameters as the 4x MLP has, or see ffn_match."""
+    ffn_norm: bool = False
+    """Normalize the hidden values of MLP, SwiGLU or gated splines before they are projected back (no parameters)."""
     ffn_match: bool = False
     """Choose the MLP's or SwiGLU's hidden width to have as many parameters as splines of num_control_points."""
     position: Literal["rope", "learned"] = "rope"
@@ -180,26 +182,32 @@ def causal_mask(new: int, past: int, device: torch.device) -> Tensor:
 class MLP(nn.Module):
     """Linear → GELU → Linear."""
 
-    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, hidden, bias=bias)
+        self.norm = norm or nn.Identity()
         self.c_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        return self.c_proj(self.norm(F.gelu(self.c_fc(x))))
 
 
 class SwiGLU(nn.Module):
     """Linear(SiLU(Linear(x)) ⊙ Linear(x)) (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, 2 * hidden, bias=bias)
+        self.norm = norm or nn.Identity()
         self.c_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.c_fc(x).chunk(2, dim=-1)
-        return self.c_proj(F.silu(gate) * value)
+        return self.c_proj(self.norm(F.silu(gate) * value))
+
+
+def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
+    return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
 
 
 class GatedSplines(nn.Module):
@@ -212,10 +220,11 @@ class GatedSplines(nn.Module):
         hidden = config.ffn_hidden or round(8 * width / matrices)
         self.splines = spline_layer(config, hidden, "random_normal")
         self.c_gate = nn.Linear(width, hidden, bias=config.bias)
+        self.norm = hidden_norm(config, hidden)
         self.c_proj = nn.Linear(hidden, width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.splines(x) * self.c_gate(x))
+        return self.c_proj(self.norm(self.splines(x) * self.c_gate(x)))
 
 
 def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
@@ -241,7 +250,7 @@ def feed_forward(config: GPTConfig) -> nn.Module:
     stored = config.num_control_points - config.kan_zero_centred
     multiple = stored if config.ffn_match else 8  # of n_embd² parameters in all
     hidden = config.ffn_hidden or round(multiple * width / matrices)
-    return (MLP if config.ffn == "mlp" else SwiGLU)(width, hidden, config.bias)
+    return (MLP if config.ffn == "mlp" else SwiGLU)(width, hidden, config.bias, hidden_norm(config, hidden))
 
 
 def normalization(config: GPTConfig) -> nn.Module:

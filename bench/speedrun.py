@@ -1,8 +1,8 @@
 """Race whole processes to a validation loss: `python bench/speedrun.py --nanogpt CHECKOUT`.
 
 From launch, imports included, to the line that shows the loss on the validation split: ours and our MLP twin by
-`train.py`, on the whole split; nanoGPT's own `train.py` by its CPU recipe, on its own estimate from 20 batches. They take
-turns, and medians are compared.
+`train.py`, on the whole split; nanoGPT's own `train.py` by its CPU recipe, on its own estimate from 20 batches. They
+take turns, and medians are compared.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kan_layer import KANLayer
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, feed_forward
 
 NANOGPT = {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False, "ffn": "mlp"}
 EVERY_KIND = [
@@ -18,6 +18,9 @@ EVERY_KIND = [
     {"position": "learned"},
     {"norm": "layernorm", "qk_norm": False, "bias": True},
     {"tie_embeddings": False, "num_control_points": 8},
+    {"kan_block": "gated", "num_control_points": 4},
+    {"kan_block": "gated", "kan_zero_centred": True, "ffn_norm": True, "bias": True},
+    {"ffn": "swiglu", "ffn_norm": True},
 ]
 
 
@@ -149,3 +152,20 @@ def test_context_beyond_block_size_is_refused() -> None:
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GPTConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_control_points": 3, "kan_zero_centred": True}, {"num_control_points": 8}], ids=str
+)
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_gated_block_is_its_definition_and_has_the_mlp_s_parameters(options: dict, norm: bool) -> None:
+    config = GPTConfig(vocab_size=11, n_embd=128, n_head=2, kan_block="gated", ffn_norm=norm, **options)
+    block, mlp = feed_forward(config), feed_forward(GPTConfig(vocab_size=11, n_embd=128, n_head=2, ffn="mlp"))
+    sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in (block, mlp)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.01
+    x = torch.randn(5, 128)
+    hidden = block.splines(x) * (x @ block.c_gate.weight.T)
+    if norm:
+        hidden = hidden / (hidden.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(block(x), hidden @ block.c_proj.weight.T)
+    assert block.splines(x).any(), "with splines that start at zero, nothing would ever be learnt"
