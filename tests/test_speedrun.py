@@ -1,0 +1,65 @@
+"""bench/speedrun.py: it stops its watch at the line that shows the loss, ends the process, and says what went wrong."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import speedrun
+from tests.runs import assert_one_sentence, call
+from training.errors import UserError
+
+OPTIONS = speedrun.Options(target=1.9, threads=1)
+
+
+def printing(*lines: str, then: str = "") -> list[str]:
+    code = "import time\n" + "".join(f"print({line!r}, flush=True)\n" for line in lines) + then
+    return [sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize(
+    "line", ["step 250/250 100% | loss 1.9 | val 1.880* | lr 1e-3", "step 250: train loss 1.7, val loss 1.8800"]
+)
+def test_the_first_line_at_the_target_ends_the_run(tmp_path: Path, line: str) -> None:
+    early = ("val 2.500", "step 9/9 | loss 1.2 | lr 1e-3", "an interval 1.0")
+    start = time.perf_counter()
+    finish = speedrun.run_until("it", printing(*early, line, then="time.sleep(60)"), tmp_path, OPTIONS)
+    assert finish.loss == 1.88 and 0 < finish.seconds <= time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("lines", "part"),
+    [
+        (("val 2.5", "val 2.1", "val 2.3"), "it did not reach 1.9: its best loss was 2.1"),
+        (("no such file",), "ended with: no such file"),
+    ],
+)
+def test_one_that_never_gets_there_is_named(tmp_path: Path, lines: tuple[str, ...], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        speedrun.run_until("it", printing(*lines), tmp_path, OPTIONS)
+
+
+def test_who_runs_and_where(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    options = speedrun.Options(nanogpt=str(tmp_path), config=str(Path(speedrun.ROOT) / "configs/speedrun.toml"))
+    found = speedrun.commands(options, tmp_path)
+    assert list(found) == ["splines", "MLP twin", "nanoGPT"]
+    assert "--ffn" in found["MLP twin"][0] and found["nanoGPT"][1] == tmp_path
+    assert all(
+        "--device=cpu" in command or f"--num_threads={options.threads}" in command for command, _ in found.values()
+    )
+    assert list(speedrun.commands(speedrun.Options(), tmp_path)) == ["splines", "MLP twin"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "part"),
+    [
+        ("--target=0", "target"),
+        ("--repeats=0", "repeats"),
+        ("--nanogpt=/nowhere", "has no train.py"),
+        ("--config=no.toml", "no.toml"),
+    ],
+)
+def test_an_impossible_option_is_refused(argument: str, part: str) -> None:
+    assert_one_sentence(call(speedrun.main, argument), part)
