@@ -38,6 +38,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "beta1": st.floats(0, 1, exclude_max=True),
     "beta2": st.floats(0, 1, exclude_max=True),
     "learning_rate": POSITIVE,
+    "muon_learning_rate": POSITIVE,
     "min_lr": st.just(-1.0),
     "out_dir": TEXT,
 }
@@ -144,6 +145,9 @@ def test_a_misspelled_option_gets_the_right_suggestion(wrong: str, meant: str) -
         ("learning_rate", "nan"),
         ("learning_rate", "inf"),
         ("learning_rate", "0"),
+        ("muon_learning_rate", "0"),
+        ("muon_weight_decay", "inf"),
+        ("optimizer", "sgd"),
         ("weight_decay", "nan"),
         ("weight_decay", "inf"),
         ("grad_clip", "-1"),

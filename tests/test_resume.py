@@ -152,7 +152,7 @@ def test_a_signal_lets_the_step_finish_and_be_saved(
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "_step", interrupted_step)
+        patch.setattr(train.Trainer, "step", interrupted_step)
         result = call(train.main, *options(dataset, tmp_path / "run", **HARD))
     assert result.code == code
     assert f"stopped by {number.name} at step 7" in result.out
