@@ -1,4 +1,4 @@
-"""The GPT: token embedding, blocks of attention and feed-forward (splines, MLP or SwiGLU), language-model head.
+"""The GPT: token embedding, blocks of attention and feed-forward (splines or MLP), language-model head.
 
 With `position="learned"`, `norm="layernorm"` and `ffn="mlp"` it is nanoGPT's model, weight for weight; the other
 options are those of today's small models. Every block is pre-normalized: x + attention(norm(x)), x + ffn(norm(x)).
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import IMPLS
+from feed_forward import FEED_FORWARDS
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
 
 MULTIPLY_ADD_FLOPS = 2
@@ -33,8 +34,8 @@ class GPTConfig:
     """Context length in tokens."""
     vocab_size: int = 0
     """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
-    ffn: Literal["kan", "mlp", "swiglu"] = "kan"
-    """What follows attention in each block: a spline layer, or the MLP (GELU) or SwiGLU it is compared with."""
+    ffn: str = "kan"
+    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), relu2, swiglu"""
     kan_block: Literal["plain", "gated"] = "plain"
     """plain: one spline layer, n_embd → n_embd. gated: Linear(norm(splines(x) ⊙ Linear(x))), ffn_hidden wide."""
     num_control_points: int = 5
@@ -50,11 +51,11 @@ class GPTConfig:
     kan_zero_centred: bool = False
     """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
     ffn_hidden: int = 0
-    """Hidden width of MLP, SwiGLU or gated splines; 0: as many parameters as the 4x MLP has, or see ffn_match."""
+    """Hidden width of the MLPs or gated splines; 0: as many parameters as the 4x MLP has, or see ffn_match."""
     ffn_norm: bool = False
-    """Normalize the hidden values of MLP, SwiGLU or gated splines before they are projected back (no parameters)."""
+    """Normalize the hidden values of the MLPs or gated splines before they are projected back (no parameters)."""
     ffn_match: bool = False
-    """Choose the MLP's or SwiGLU's hidden width to have as many parameters as splines of num_control_points."""
+    """Choose the MLPs' hidden width to have as many parameters as plain splines of num_control_points."""
     position: Literal["rope", "learned"] = "rope"
     """Rotary position embedding (Su et al. 2021), or learned positions as in GPT-2."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -91,7 +92,8 @@ class GPTConfig:
         check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points)
         check_choice("kan_variant", self.kan_variant, VARIANTS)
         check_choice("kan_impl", self.kan_impl, IMPLS)
-        for name in ("ffn", "kan_block", "kan_init", "position", "norm"):
+        check_choice("ffn", self.ffn, tuple(FEED_FORWARDS))
+        for name in ("kan_block", "kan_init", "position", "norm"):
             check_choice(name, getattr(self, name), get_args(get_type_hints(GPTConfig)[name]))
 
 
@@ -179,80 +181,6 @@ def causal_mask(new: int, past: int, device: torch.device) -> Tensor:
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
 
 
-class MLP(nn.Module):
-    """Linear → GELU → Linear."""
-
-    def __init__(self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(width, hidden, bias=bias)
-        self.norm = norm or nn.Identity()
-        self.c_proj = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.norm(F.gelu(self.c_fc(x))))
-
-
-class SwiGLU(nn.Module):
-    """Linear(SiLU(Linear(x)) ⊙ Linear(x)) (Shazeer 2020)."""
-
-    def __init__(self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(width, 2 * hidden, bias=bias)
-        self.norm = norm or nn.Identity()
-        self.c_proj = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.c_fc(x).chunk(2, dim=-1)
-        return self.c_proj(self.norm(F.silu(gate) * value))
-
-
-def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
-    return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
-
-
-class GatedSplines(nn.Module):
-    """Linear(KANLayer(x) ⊙ Linear(x)): learnt directions beside the learnt functions of given ones."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        width = config.n_embd
-        matrices = config.num_control_points - config.kan_zero_centred + 2  # of n_embd x hidden parameters each
-        hidden = config.ffn_hidden or round(8 * width / matrices)
-        self.splines = spline_layer(config, hidden, "random_normal")
-        self.c_gate = nn.Linear(width, hidden, bias=config.bias)
-        self.norm = hidden_norm(config, hidden)
-        self.c_proj = nn.Linear(hidden, width, bias=config.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.norm(self.splines(x) * self.c_gate(x)))
-
-
-def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
-    """n_embd → `outputs`."""
-    return KANLayer(
-        config.n_embd,
-        outputs,
-        init=usual_init if config.kan_init == "auto" else config.kan_init,
-        num_control_points=config.num_control_points,
-        spline_width=config.spline_width,
-        impl=config.kan_impl,
-        variant=config.kan_variant,
-        zero_centred=config.kan_zero_centred,
-    )
-
-
-def feed_forward(config: GPTConfig) -> nn.Module:
-    """The layer that `config.ffn` names: n_embd → n_embd."""
-    width = config.n_embd
-    if config.ffn == "kan":
-        return GatedSplines(config) if config.kan_block == "gated" else spline_layer(config, width, "zero")
-    matrices = 2 if config.ffn == "mlp" else 3  # of n_embd x hidden parameters each
-    stored = config.num_control_points - config.kan_zero_centred
-    multiple = stored if config.ffn_match else 8  # of n_embd² parameters in all
-    hidden = config.ffn_hidden or round(multiple * width / matrices)
-    return (MLP if config.ffn == "mlp" else SwiGLU)(width, hidden, config.bias, hidden_norm(config, hidden))
-
-
 def normalization(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=1e-5)
@@ -265,7 +193,7 @@ class Block(nn.Module):
         self.norm_1 = normalization(config)
         self.attn = CausalSelfAttention(config, layer)
         self.norm_2 = normalization(config)
-        self.ffn = feed_forward(config)
+        self.ffn = FEED_FORWARDS[config.ffn](config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:

@@ -14,8 +14,8 @@ import backends
 from bench.case import Case, Work
 from bench.peers import CannotRun, Layers, peer_builders
 from bench.timing import Passes, in_one_line, release_memory, trained
+from feed_forward import SwiGLU
 from kan_layer import KANLayer
-from model import SwiGLU
 from training.errors import UserError
 
 Builder = Callable[[], nn.Module]

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends import IMPLS
+from feed_forward import FEED_FORWARDS
 from kan_layer import VARIANTS
 from model import GPTConfig
 from tests.runs import ROOT, call
@@ -30,6 +31,7 @@ TYPES = typing.get_type_hints(Config)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 POSITIVE = st.floats(1e-12, 1e12)
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
+    "ffn": st.sampled_from(sorted(FEED_FORWARDS)),
     "kan_impl": st.sampled_from(IMPLS),
     "kan_variant": st.sampled_from(VARIANTS),
     "num_control_points": st.integers(2, 100),

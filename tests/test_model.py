@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feed_forward import FEED_FORWARDS
 from kan_layer import KANLayer
-from model import GPT, GPTConfig, feed_forward
+from model import GPT, GPTConfig
 
 NANOGPT = {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False, "ffn": "mlp"}
 EVERY_KIND = [
     {},
     {"ffn": "mlp"},
     {"ffn": "swiglu"},
+    {"ffn": "relu2"},
     {"position": "learned"},
     {"norm": "layernorm", "qk_norm": False, "bias": True},
     {"tie_embeddings": False, "num_control_points": 8},
@@ -108,7 +110,7 @@ def test_loss_is_the_mean_cross_entropy_and_starts_at_that_of_guessing() -> None
     assert loss.item() == pytest.approx(math.log(65), abs=0.25)
 
 
-@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("ffn", ["mlp", "relu2", "swiglu"])
 @pytest.mark.parametrize("grid", [4, 5, 8])
 def test_twins_match_the_splines_in_parameters(ffn: str, grid: int) -> None:
     shape = {"vocab_size": 65, "n_embd": 96, "num_control_points": grid}
@@ -145,6 +147,7 @@ def test_context_beyond_block_size_is_refused() -> None:
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
         ({"num_control_points": 1}, "num_control_points must be an integer of at least 2; got 1"),
         ({"spline_width": -1.0}, "spline_width must be a finite number above 0; got -1.0"),
+        ({"ffn": "magic"}, "ffn must be one of kan, mlp, relu2, swiglu; got 'magic'"),
         ({"kan_impl": "magic"}, "kan_impl must be one of auto, .*; got 'magic'"),
         ({"kan_variant": "magic"}, "kan_variant must be one of B-spline; got 'magic'"),
     ],
@@ -160,7 +163,8 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_gated_block_is_its_definition_and_has_the_mlp_s_parameters(options: dict, norm: bool) -> None:
     config = GPTConfig(vocab_size=11, n_embd=128, n_head=2, kan_block="gated", ffn_norm=norm, **options)
-    block, mlp = feed_forward(config), feed_forward(GPTConfig(vocab_size=11, n_embd=128, n_head=2, ffn="mlp"))
+    twin = GPTConfig(vocab_size=11, n_embd=128, n_head=2, ffn="mlp")
+    block, mlp = FEED_FORWARDS["kan"](config), FEED_FORWARDS["mlp"](twin)
     sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in (block, mlp)]
     assert abs(sizes[0] / sizes[1] - 1) < 0.01
     x = torch.randn(5, 128)
@@ -169,3 +173,9 @@ def test_a_gated_block_is_its_definition_and_has_the_mlp_s_parameters(options: d
         hidden = hidden / (hidden.square().mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(block(x), hidden @ block.c_proj.weight.T)
     assert block.splines(x).any(), "with splines that start at zero, nothing would ever be learnt"
+
+
+def test_relu2_is_its_definition() -> None:
+    block = FEED_FORWARDS["relu2"](GPTConfig(vocab_size=11, n_embd=16, n_head=2, ffn="relu2"))
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(block(x), (x @ block.c_fc.weight.T).clamp_min(0) ** 2 @ block.c_proj.weight.T)

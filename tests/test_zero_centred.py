@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feed_forward import FEED_FORWARDS
 from kan_layer import INITS, KANLayer
-from model import GPT, GPTConfig, feed_forward
+from model import GPT, GPTConfig
 from tests import spline_reference
 from tests.test_backends import every_impl, relative_error
 
@@ -87,7 +88,7 @@ def test_parameters_are_counted_as_stored_and_matched_by_the_twin() -> None:
     config = {"vocab_size": 11, "n_embd": 32, "kan_zero_centred": True}
     model = GPT(GPTConfig(**config, n_layer=2))
     assert model.num_ffn_parameters() == 2 * (32 * 4 * 32 + 32)
-    twin = feed_forward(GPTConfig(**config, ffn="mlp", ffn_match=True))
+    twin = FEED_FORWARDS["mlp"](GPTConfig(**config, ffn="mlp", ffn_match=True))
     assert sum(p.numel() for p in twin.parameters()) == 32 * 4 * 32
 
 

@@ -1,0 +1,110 @@
+"""What follows attention in a block: splines, or the MLPs they are compared with. Each maps n_embd → n_embd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kan_layer import KANLayer
+
+if TYPE_CHECKING:
+    from model import GPTConfig
+
+
+class MLP(nn.Module):
+    """Linear → activation → Linear. The activation is GELU, or ReLU² (So et al. 2021)."""
+
+    def __init__(
+        self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None, squared: bool = False
+    ) -> None:
+        super().__init__()
+        self.squared = squared
+        self.c_fc = nn.Linear(width, hidden, bias=bias)
+        self.norm = norm or nn.Identity()
+        self.c_proj = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.c_fc(x)
+        hidden = F.relu(hidden).square() if self.squared else F.gelu(hidden)
+        return self.c_proj(self.norm(hidden))
+
+
+class SwiGLU(nn.Module):
+    """Linear(SiLU(Linear(x)) ⊙ Linear(x)) (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 2 * hidden, bias=bias)
+        self.norm = norm or nn.Identity()
+        self.c_proj = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.c_fc(x).chunk(2, dim=-1)
+        return self.c_proj(self.norm(F.silu(gate) * value))
+
+
+class GatedSplines(nn.Module):
+    """Linear(KANLayer(x) ⊙ Linear(x)): learnt directions beside the learnt functions of given ones."""
+
+    def __init__(self, config: GPTConfig, hidden: int) -> None:
+        super().__init__()
+        self.splines = spline_layer(config, hidden, "random_normal")
+        self.c_gate = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.norm = hidden_norm(config, hidden)
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.norm(self.splines(x) * self.c_gate(x)))
+
+
+def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
+    """n_embd → `outputs`."""
+    return KANLayer(
+        config.n_embd,
+        outputs,
+        init=usual_init if config.kan_init == "auto" else config.kan_init,
+        num_control_points=config.num_control_points,
+        spline_width=config.spline_width,
+        impl=config.kan_impl,
+        variant=config.kan_variant,
+        zero_centred=config.kan_zero_centred,
+    )
+
+
+def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
+    return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
+
+
+def hidden_width(config: GPTConfig, matrices: int) -> int:
+    """Of a layer with that many matrices of n_embd x hidden parameters: as config says, or equal parameters."""
+    stored = config.num_control_points - config.kan_zero_centred
+    multiple = stored if config.ffn_match else 8  # of n_embd² parameters in all
+    return config.ffn_hidden or round(multiple * config.n_embd / matrices)
+
+
+def kan(config: GPTConfig) -> nn.Module:
+    if config.kan_block == "plain":
+        return spline_layer(config, config.n_embd, "zero")
+    stored = config.num_control_points - config.kan_zero_centred
+    return GatedSplines(config, config.ffn_hidden or round(8 * config.n_embd / (stored + 2)))
+
+
+def mlp(config: GPTConfig, squared: bool = False) -> nn.Module:
+    hidden = hidden_width(config, matrices=2)
+    return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), squared)
+
+
+def relu2(config: GPTConfig) -> nn.Module:
+    return mlp(config, squared=True)
+
+
+def swiglu(config: GPTConfig) -> nn.Module:
+    hidden = hidden_width(config, matrices=3)
+    return SwiGLU(config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+
+
+# By the name that `--ffn` takes. A benchmark may add the layers of others.
+FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {"kan": kan, "mlp": mlp, "relu2": relu2, "swiglu": swiglu}
