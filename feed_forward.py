@@ -1,10 +1,14 @@
-"""What follows attention in a block: splines, or the MLPs they are compared with. Each maps n_embd → n_embd."""
+"""What follows attention in a block: splines, or the MLPs they are compared with. Each maps n_embd → n_embd.
+
+With `token_shift` the gates of gated ones see a mix of the token and the one before; the others see only that mix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,13 +41,14 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 2 * hidden, bias=bias)
+        self.c_gate = nn.Linear(width, hidden, bias=bias)
+        self.c_fc = nn.Linear(width, hidden, bias=bias)
         self.norm = norm or nn.Identity()
         self.c_proj = nn.Linear(hidden, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.c_fc(x).chunk(2, dim=-1)
-        return self.c_proj(self.norm(F.silu(gate) * value))
+    def forward(self, x: Tensor, gate_input: Tensor | None = None) -> Tensor:
+        gate = self.c_gate(x if gate_input is None else gate_input)
+        return self.c_proj(self.norm(F.silu(gate) * self.c_fc(x)))
 
 
 class GatedSplines(nn.Module):
@@ -56,8 +61,25 @@ class GatedSplines(nn.Module):
         self.norm = hidden_norm(config, hidden)
         self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.norm(self.splines(x) * self.c_gate(x)))
+    def forward(self, x: Tensor, gate_input: Tensor | None = None) -> Tensor:
+        gate = self.c_gate(x if gate_input is None else gate_input)
+        return self.c_proj(self.norm(self.splines(x) * gate))
+
+
+class TokenShift(nn.Module):
+    """Mixes each token's features with those of the token before it, each by a learnt share (Peng et al. 2023)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.share, 0.5)
+
+    def forward(self, x: Tensor, first: Tensor) -> Tensor:
+        """x (B, T, C), with `first` (B, 1, C) before its first token → (B, T, C)."""
+        return torch.lerp(x, torch.cat((first, x[:, :-1]), dim=1), self.share)
 
 
 def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:

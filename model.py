@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import IMPLS
-from feed_forward import FEED_FORWARDS
+from feed_forward import FEED_FORWARDS, GatedSplines, SwiGLU, TokenShift
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
 
 MULTIPLY_ADD_FLOPS = 2
@@ -56,6 +56,8 @@ class GPTConfig:
     """Normalize the hidden values of the MLPs or gated splines before they are projected back (no parameters)."""
     ffn_match: bool = False
     """Choose the MLPs' hidden width to have as many parameters as plain splines of num_control_points."""
+    token_shift: bool = False
+    """Mix the token before, by learnt shares, into what the feed-forward layer (if gated, its gate alone) sees."""
     position: Literal["rope", "learned"] = "rope"
     """Rotary position embedding (Su et al. 2021), or learned positions as in GPT-2."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -98,13 +100,17 @@ class GPTConfig:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far: one static buffer a layer, (B, heads, block_size, head_dim)."""
+    """Keys and values of the tokens seen so far: one static buffer a layer, (B, heads, block_size, head_dim).
+
+    And the last token's features at each layer's feed-forward part, for token_shift.
+    """
 
     def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         head_dim = config.n_embd // config.n_head
         shape = (config.n_layer, batch_size, config.n_head, config.block_size, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.last = torch.zeros(config.n_layer, batch_size, 1, config.n_embd, device=device, dtype=dtype)
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +119,12 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def shift(self, layer: int, x: Tensor) -> Tensor:
+        """Keep the last token of x (B, T, C) for this layer; return the one kept before, (B, 1, C), zeros at first."""
+        before = self.last[layer].clone()
+        self.last[layer] = x[:, -1:]
+        return before
 
 
 class RotaryEmbedding(nn.Module):
@@ -190,15 +202,23 @@ def normalization(config: GPTConfig) -> nn.Module:
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.norm_1 = normalization(config)
         self.attn = CausalSelfAttention(config, layer)
         self.norm_2 = normalization(config)
         self.ffn = FEED_FORWARDS[config.ffn](config)
+        self.is_gated = isinstance(self.ffn, GatedSplines | SwiGLU)
+        self.token_shift = TokenShift(config.n_embd) if config.token_shift else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         x = x + self.attn(self.norm_1(x), cache)
-        return x + self.dropout(self.ffn(self.norm_2(x)))
+        h = self.norm_2(x)
+        if self.token_shift is None:
+            return x + self.dropout(self.ffn(h))
+        first = cache.shift(self.layer, h) if cache is not None else torch.zeros_like(h[:, :1])
+        mixed = self.token_shift(h, first)
+        return x + self.dropout(self.ffn(h, mixed) if self.is_gated else self.ffn(mixed))
 
 
 class GPT(nn.Module):
@@ -228,7 +248,7 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, KANLayer | nn.LayerNorm | nn.RMSNorm):
+            elif isinstance(module, KANLayer | TokenShift | nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
             if name.endswith("c_proj"):
                 std = 0.0 if self.config.zero_init_projections else 0.02 / math.sqrt(2 * self.config.n_layer)

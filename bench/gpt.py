@@ -15,7 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 
 import torch
 
+from bench import nanogpt
 from bench.machine import machine_name
+from bench.peer_blocks import register
+from bench.peers import load_peers
 from bench.race import Curve, Options, Race, Summary, run_side_by_side, summarize
 from bench.race_plot import draw_race
 from figures import DPI
@@ -37,6 +40,10 @@ class Arguments:
     """Steps; 0 leaves those of the race."""
     threads: int = 2
     """CPU threads."""
+    peers: str = ""
+    """Checkouts of others' layers that the race names, NAME=PATH,NAME=PATH; without one its layer takes no part."""
+    nanogpt: str = ""
+    """A prepared checkout of nanoGPT, whose own train.py runs by its CPU recipe, with each seed, before the others."""
     output: str = ""
     """A JSON file for the results."""
     plot: str = ""
@@ -49,6 +56,8 @@ class Arguments:
             raise ValueError("max_iters must not be negative, and threads from 1 to 1024")
         if self.plot and not self.plot.endswith(FORMATS):
             raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
+        if self.nanogpt:
+            nanogpt.check_checkout(Path(self.nanogpt))
         for path in filter(None, (self.output, self.plot)):
             if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
                 raise ValueError(f"{path} cannot be written: it is a folder, or is in one that does not exist")
@@ -57,7 +66,11 @@ class Arguments:
 @exit_on_user_error
 def main() -> None:
     arguments = OptionParser(Arguments, USAGE, positional="race").parse(sys.argv[1:])
-    race = Race.read(Path(arguments.race))
+    layers, absent = load_peers(arguments.peers)
+    register(layers)
+    race, missing = Race.read(Path(arguments.race)).without_missing_peers()
+    for name in missing:
+        print(f"{name} takes no part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
     more: Options = {
         "num_threads": arguments.threads,
         **({"max_iters": arguments.max_iters} if arguments.max_iters else {}),
@@ -72,6 +85,9 @@ def main() -> None:
     rival = next(iter(race.contestants))
     for seed in race.seeds:
         configs = {name: race.configure(name, seed, options) for name, options in tuned.items()}
+        if arguments.nanogpt:
+            curves.append(nanogpt.run(Path(arguments.nanogpt), seed, arguments.threads))
+            print(f"seed {seed}: {nanogpt.NAME} {curves[-1].losses[-1]:.4f}", flush=True)
         curves += run_side_by_side(configs)
         print(
             f"seed {seed}: " + ", ".join(f"{c.contestant} {c.losses[-1]:.4f}" for c in curves[-len(configs) :]),

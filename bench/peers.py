@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import BACKENDS, Problem
@@ -104,6 +105,21 @@ class TokensLast(nn.Module):
         return self.layer(x.t().contiguous()).t()
 
 
+class SplineMLP(nn.Module):
+    """kan-gpt's block: an MLP whose two matrices are layers of its splines, which want (B, T, width)."""
+
+    def __init__(self, layer: type[nn.Module], case: Case, keywords: dict[str, Any]) -> None:
+        super().__init__()
+        values = 2 * keywords["grid"] + 2  # for an input and output: coefficients, a scale, and a linear weight
+        hidden = max(1, round(case.grid * case.width / (2 * values)))
+        self.first = layer(width=[case.width, hidden], **keywords)
+        self.second = layer(width=[hidden, case.width], **keywords)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(1, -1, x.shape[-1])  # (*, width) → (1, N, width)
+        return self.second(F.gelu(self.first(rows), approximate="tanh")).view_as(x)
+
+
 class RationalMLP(nn.Module):
     """FlashKAT's layer: an MLP with a rational function, learnt by groups of features, before each matrix."""
 
@@ -131,6 +147,7 @@ PEERS = {
     "flashkat": Peer(
         "rational_kat.flash_kat_1dgroup_triton", "FlashKAT_Group", rational_modes, RationalMLP, needs="triton"
     ),
+    "kan-gpt": Peer("kan_gpt.efficient_kan.model", "KAN", lambda grid: {"": {"grid": 3}}, SplineMLP),
     "cheby-kan": Peer("ChebyKANLayer", "ChebyKANLayer", chebyshev),
 }
 Layers = dict[str, type[nn.Module]]

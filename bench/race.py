@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 
+from bench.peer_blocks import restore_own_init
+from bench.peers import PEERS
+from feed_forward import FEED_FORWARDS
 from train import Trainer
 from training.config import Config, parse
 from training.dataset import Dataset, ensure_prepared
@@ -81,6 +84,12 @@ class Race:
             )
         return race
 
+    def without_missing_peers(self) -> tuple[Race, list[str]]:
+        """The race of those that can be built, and the names of the layers of others that it leaves out."""
+        missing = {str(o["ffn"]) for o in self.contestants.values() if o.get("ffn") in PEERS} - set(FEED_FORWARDS)
+        able = {name: options for name, options in self.contestants.items() if options.get("ffn") not in missing}
+        return dataclasses.replace(self, contestants=able), sorted(missing)
+
     def trials(self) -> Iterator[Options]:
         """Every combination of the values to search."""
         for values in itertools.product(*self.search.values()):
@@ -117,6 +126,7 @@ class Racer:
         self.config = config
         self.trainer = Trainer(Run(folder, config, None), dataset, device)
         self.curve = Curve(name, config.seed, self.trainer.model.num_parameters())
+        restore_own_init(self.trainer.model, config.seed)
         self.trained_s = 0.0
         self.warm = False
 

@@ -7,7 +7,6 @@ take turns, and medians are compared.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 
 import torch
 
+from bench import nanogpt
 from bench.machine import machine_name
 from training.dataset import Dataset, ensure_prepared
 from training.errors import UserError, exit_on_user_error
@@ -32,11 +32,6 @@ from training.options import OptionParser
 USAGE = "python bench/speedrun.py [--key value …]"
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION = re.compile(r"\bval (?:loss )?(\d+\.\d+)")
-# "I only have a macbook" in nanoGPT's README.
-NANOGPT_RECIPE = (
-    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=50 --block_size=64 "
-    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
-)
 
 
 @dataclass(frozen=True)
@@ -59,8 +54,8 @@ class Options:
             raise ValueError(f"target must be from 0 to 10; got {self.target}")
         if self.repeats < 1 or not 1 <= self.threads <= 1024:
             raise ValueError("repeats must be at least 1, and threads from 1 to 1024")
-        if self.nanogpt and not (Path(self.nanogpt) / "train.py").is_file():
-            raise ValueError(f"nanogpt must be the folder of a checkout of nanoGPT; {self.nanogpt} has no train.py")
+        if self.nanogpt:
+            nanogpt.check_checkout(Path(self.nanogpt))
         if not Path(self.config).is_file():
             raise ValueError(f"there is no config file {self.config}")
 
@@ -99,8 +94,7 @@ def commands(options: Options, folder: Path) -> dict[str, tuple[list[str], Path]
         "MLP twin": ([*ours, f"--out_dir={folder / 'twin'}", *shlex.split(options.twin)], ROOT),
     }
     if options.nanogpt:
-        recipe = [sys.executable, "train.py", *shlex.split(NANOGPT_RECIPE), f"--out_dir={folder / 'nanogpt'}"]
-        found["nanoGPT"] = (recipe, Path(options.nanogpt))
+        found["nanoGPT"] = (nanogpt.command(folder / "nanogpt"), Path(options.nanogpt))
     return found
 
 
@@ -110,9 +104,14 @@ def run_until(name: str, command: Sequence[str], where: Path, options: Options) 
         raise UserError(f"{command[0]} is not there")
     start = time.perf_counter()
     losses: list[float] = []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     with subprocess.Popen(
-        command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        command,
+        cwd=where,
+        env=nanogpt.environment(options.threads),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
     ) as process:
         assert process.stdout is not None
         tail: list[str] = []

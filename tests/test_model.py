@@ -23,6 +23,9 @@ EVERY_KIND = [
     {"kan_block": "gated", "num_control_points": 4},
     {"kan_block": "gated", "kan_zero_centred": True, "ffn_norm": True, "bias": True},
     {"ffn": "swiglu", "ffn_norm": True},
+    {"ffn": "swiglu", "token_shift": True},
+    {"token_shift": True},
+    {"kan_block": "gated", "num_control_points": 4, "token_shift": True},
 ]
 
 
@@ -179,3 +182,16 @@ def test_relu2_is_its_definition() -> None:
     block = FEED_FORWARDS["relu2"](GPTConfig(vocab_size=11, n_embd=16, n_head=2, ffn="relu2"))
     x = torch.randn(5, 16)
     torch.testing.assert_close(block(x), (x @ block.c_fc.weight.T).clamp_min(0) ** 2 @ block.c_proj.weight.T)
+
+
+@pytest.mark.parametrize("options", [{"ffn": "mlp"}, {"ffn": "swiglu"}, {"kan_block": "gated"}], ids=str)
+def test_token_shift_mixes_in_the_token_before(options: dict) -> None:
+    model = tiny(token_shift=True, **options)
+    block, x = model.blocks[0], torch.randn(2, 6, 16)
+    block.attn.c_proj.weight.data.zero_()  # leaves the feed-forward part alone
+    h = block.norm_2(x)
+    before = torch.zeros_like(h)
+    before[:, 1:] = h[:, :-1]
+    mixed = (1 - block.token_shift.share) * h + block.token_shift.share * before
+    expected = block.ffn(mixed) if options == {"ffn": "mlp"} else block.ffn(h, mixed)
+    torch.testing.assert_close(block(x, None), x + expected, rtol=1e-4, atol=1e-4)

@@ -42,6 +42,10 @@ def test_one_that_never_gets_there_is_named(tmp_path: Path, lines: tuple[str, ..
 
 def test_who_runs_and_where(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
+    data = tmp_path / "data" / "shakespeare_char"
+    data.mkdir(parents=True)
+    for name in ("train.bin", "val.bin", "meta.pkl"):
+        (data / name).touch()
     options = speedrun.Options(nanogpt=str(tmp_path), config=str(Path(speedrun.ROOT) / "configs/speedrun.toml"))
     found = speedrun.commands(options, tmp_path)
     assert list(found) == ["splines", "MLP twin", "nanoGPT"]
