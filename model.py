@@ -6,6 +6,7 @@ options are those of today's small models. Every block is pre-normalized: x + at
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
@@ -176,16 +177,19 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         mask = causal_mask(T, past, x.device) if past and T > 1 else None
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=past == 0,
-        )
+        y = self._attend(q, k, v, mask, is_causal=past == 0)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, heads, T, head_dim) → (B, T, C)
         return self.resid_dropout(self.c_proj(y))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """All (B, heads, T, head_dim). CPUs never do it in bfloat16: its backward takes eight times as long there."""
+        on_cpu = v.device.type == "cpu"
+        if on_cpu and v.dtype is not torch.float64:
+            q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext():
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=is_causal
+            )
 
 
 def causal_mask(new: int, past: int, device: torch.device) -> Tensor:
