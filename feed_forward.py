@@ -100,18 +100,46 @@ def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
     return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
 
 
+class AttentionGate(nn.Module):
+    """A factor for each feature of attention's output, from the block's input; at the start 1, or about 1.
+
+    Splines where the feed-forward layer is made of them, else twice the sigmoid of a linear layer (Qiu et al. 2025).
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        width = config.n_embd
+        self.splines = spline_layer(config, width, "zero") if config.ffn == "kan" else None
+        self.c_gate = nn.Linear(width, width, bias=config.bias) if config.ffn != "kan" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        if self.splines is not None:
+            return 1 + self.splines(x)
+        assert self.c_gate is not None
+        return 2 * self.c_gate(x).sigmoid()
+
+
+def stored_points(config: GPTConfig) -> int:
+    """Parameters of one spline."""
+    return config.num_control_points - config.kan_zero_centred
+
+
 def hidden_width(config: GPTConfig, matrices: int) -> int:
-    """Of a layer with that many matrices of n_embd x hidden parameters: as config says, or equal parameters."""
-    stored = config.num_control_points - config.kan_zero_centred
-    multiple = stored if config.ffn_match else 8  # of n_embd² parameters in all
-    return config.ffn_hidden or round(multiple * config.n_embd / matrices)
+    """Of a layer with that many matrices of n_embd x hidden parameters: as config says, or equal parameters.
+
+    Equal to those of the 4x MLP (or, for ffn_match, of plain splines), less what an attention gate has.
+    """
+    multiple = stored_points(config) if config.ffn_match else 8  # of n_embd² parameters in all
+    if config.attention_gate:
+        multiple -= stored_points(config) if config.ffn == "kan" else 1
+    return config.ffn_hidden or max(1, round(multiple * config.n_embd / matrices))
 
 
 def kan(config: GPTConfig) -> nn.Module:
     if config.kan_block == "plain":
         return spline_layer(config, config.n_embd, "zero")
-    stored = config.num_control_points - config.kan_zero_centred
-    return GatedSplines(config, config.ffn_hidden or round(8 * config.n_embd / (stored + 2)))
+    return GatedSplines(config, hidden_width(config, matrices=stored_points(config) + 2))
 
 
 def mlp(config: GPTConfig, squared: bool = False) -> nn.Module:

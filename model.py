@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import IMPLS
-from feed_forward import FEED_FORWARDS, GatedSplines, SwiGLU, TokenShift
+from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
 
 MULTIPLY_ADD_FLOPS = 2
@@ -57,6 +57,8 @@ class GPTConfig:
     """Normalize the hidden values of the MLPs or gated splines before they are projected back (no parameters)."""
     ffn_match: bool = False
     """Choose the MLPs' hidden width to have as many parameters as plain splines of num_control_points."""
+    attention_gate: bool = False
+    """Scale attention's output by a gate of the block's input (splines, or a linear layer); the FFN gets narrower."""
     token_shift: bool = False
     """Mix the token before, by learnt shares, into what the feed-forward layer (if gated, its gate alone) sees."""
     position: Literal["rope", "learned"] = "rope"
@@ -160,6 +162,7 @@ class CausalSelfAttention(nn.Module):
             RotaryEmbedding(config.n_embd // config.n_head, config.block_size) if config.position == "rope" else None
         )
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.gate = AttentionGate(config) if config.attention_gate else None
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -179,6 +182,8 @@ class CausalSelfAttention(nn.Module):
         mask = causal_mask(T, past, x.device) if past and T > 1 else None
         y = self._attend(q, k, v, mask, is_causal=past == 0)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, heads, T, head_dim) → (B, T, C)
+        if self.gate is not None:
+            y = y * self.gate(x)
         return self.resid_dropout(self.c_proj(y))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

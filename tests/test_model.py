@@ -25,6 +25,8 @@ EVERY_KIND = [
     {"ffn": "swiglu", "ffn_norm": True},
     {"ffn": "swiglu", "token_shift": True},
     {"token_shift": True},
+    {"attention_gate": True, "ffn": "mlp"},
+    {"attention_gate": True, "token_shift": True, "kan_block": "gated", "num_control_points": 3},
     {"kan_block": "gated", "num_control_points": 4, "token_shift": True},
 ]
 
@@ -195,3 +197,21 @@ def test_token_shift_mixes_in_the_token_before(options: dict) -> None:
     mixed = (1 - block.token_shift.share) * h + block.token_shift.share * before
     expected = block.ffn(mixed) if options == {"ffn": "mlp"} else block.ffn(h, mixed)
     torch.testing.assert_close(block(x, None), x + expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"ffn": "mlp"}, {"ffn": "swiglu"}, {"kan_block": "gated"}], ids=str)
+def test_an_attention_gate_takes_its_parameters_from_the_feed_forward_layer(options: dict) -> None:
+    shape = {"vocab_size": 65, "n_layer": 2, "num_control_points": 3}
+    sizes = [GPT(GPTConfig(**shape, **options, attention_gate=gate)).num_parameters() for gate in (False, True)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_an_attention_gate_multiplies_and_one_of_zero_splines_changes_nothing() -> None:
+    attention, x = tiny(attention_gate=True, kan_block="gated").blocks[0].attn, torch.randn(2, 6, 16)
+    attention.c_proj.weight.data.copy_(torch.eye(16))
+    gated, factor = attention(x, None), 1 + attention.gate.splines(x)
+    attention.gate.splines.weight.data.zero_()
+    plain = attention(x, None)
+    torch.testing.assert_close(gated, plain * factor)
+    attention.gate = None
+    torch.testing.assert_close(attention(x, None), plain)
