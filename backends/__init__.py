@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends import csr, dense, embedding, embedding_bag, native, native_build, reference, semi_structured, triton
+from backends import amx, csr, dense, embedding, embedding_bag, native, native_build, reference, semi_structured, triton
 
 SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
 
@@ -73,6 +73,12 @@ def _kernel_can_be_built(problem: Problem) -> str | None:
     return native_build.why_not()
 
 
+def _has_matrix_units(problem: Problem) -> str | None:
+    if problem.device.type == "cpu" and not amx.is_supported():
+        return "this CPU has no AMX, or this PyTorch cannot tell"
+    return _kernel_can_be_built(problem)
+
+
 def _is_sparse(problem: Problem) -> str | None:
     return semi_structured.why_not(problem.num_control_points)
 
@@ -95,6 +101,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("csr", csr.spline_sum, _sparse_matmul_exists),
         Backend("dense", dense.spline_sum, _runs_anywhere),
         Backend("native", native.spline_sum, _kernel_can_be_built),
+        Backend("amx", amx.spline_sum, _has_matrix_units),
         Backend("semi_structured", semi_structured.spline_sum, _is_sparse, _writes_zeros),
         Backend("triton", triton.spline_sum, _triton_runs),
     )
@@ -106,6 +113,9 @@ IMPLS = ("auto", *BACKENDS, *ALIASES)
 # work does not. Measured on two CPU cores by `python bench/layer.py` (docs/log.md), where they meet between 16 and 32;
 # a guess for other devices.
 LARGEST_DENSE_GRID = 20
+
+# `amx` in bfloat16 against `native`: 1.5 times as fast at G=3 and slower from G=5 on (768 x 128 → 256).
+LARGEST_AMX_GRID = 4
 
 
 def availability(problem: Problem) -> dict[str, str | None]:
@@ -133,13 +143,15 @@ KERNELS = {"cpu": ("native", "auto: the fastest on CPUs"), "cuda": ("triton", "a
 
 def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
     aside = ""
+    grid = problem.num_control_points
+    if grid <= LARGEST_AMX_GRID and BACKENDS["amx"].why_not(problem) is None:
+        return BACKENDS["amx"], f"auto: the fastest on CPUs with AMX up to {LARGEST_AMX_GRID} control points"
     if problem.device.type in KERNELS:
         name, why = KERNELS[problem.device.type]
         no_kernel = BACKENDS[name].why_not(problem)
         if no_kernel is None:
             return BACKENDS[name], why
         aside = f", as {name} cannot be used: {no_kernel}"
-    grid = problem.num_control_points
     if grid <= LARGEST_DENSE_GRID:
         return BACKENDS["dense"], f"auto: fastest in training up to {LARGEST_DENSE_GRID} control points{aside}"
     if BACKENDS["csr"].why_not(problem) is None:

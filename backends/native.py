@@ -10,18 +10,9 @@ import torch
 from torch import Tensor
 
 from backends import embedding_bag, native_build
+from backends.native_shape import Shape, addresses, shape_of
 
 _NARROW = (torch.float32, torch.bfloat16)  # what the kernel reads and writes
-
-
-class _Shape(ctypes.Structure):
-    """`struct Shape` of native.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "inputs", "points", "outputs", "threads")),
-        *((name, ctypes.c_int64) for name in ("x_half", "weight_half", "y_half")),
-        ("width", ctypes.c_double),
-    )
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
@@ -40,7 +31,7 @@ def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype:
     x, control_points = x.contiguous(), control_points.contiguous()
     y = x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
     shape = _shape(x, control_points, y, spline_width)
-    native_build.load().splinegpt_forward(ctypes.byref(shape), *_addresses(x, control_points, y))
+    native_build.load().splinegpt_forward(ctypes.byref(shape), *addresses(x, control_points, y))
     return y
 
 
@@ -59,8 +50,8 @@ def spline_sum_backward(grad: Tensor, x: Tensor, control_points: Tensor, spline_
     grad_x = torch.empty_like(x)
     grad_weight = torch.empty_like(control_points, dtype=torch.float32)
     shape = _shape(x, control_points, grad, spline_width)
-    addresses = _addresses(x, control_points, grad, grad_x, grad_weight)
-    native_build.load().splinegpt_backward(ctypes.byref(shape), *addresses)
+    where = addresses(x, control_points, grad, grad_x, grad_weight)
+    native_build.load().splinegpt_backward(ctypes.byref(shape), *where)
     return grad_x, grad_weight.to(control_points.dtype)
 
 
@@ -96,10 +87,7 @@ def _check(x: Tensor, control_points: Tensor, spline_width: float) -> None:
         raise ValueError(f"x and control_points must be float32 or bfloat16; got {x.dtype} and {control_points.dtype}")
 
 
-def _shape(x: Tensor, control_points: Tensor, y: Tensor, spline_width: float) -> _Shape:
-    half = (tensor.dtype is torch.bfloat16 for tensor in (x, control_points, y))
-    return _Shape(x.shape[0], *control_points.shape, torch.get_num_threads(), *half, spline_width)
-
-
-def _addresses(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+def _shape(x: Tensor, control_points: Tensor, y: Tensor, spline_width: float) -> Shape:
+    weight_half, y_half = (tensor.dtype is torch.bfloat16 for tensor in (control_points, y))
+    _, points, outputs = control_points.shape
+    return shape_of(x, points, spline_width, outputs, weight_half, y_half)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backends import triton
+from backends import amx, triton
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,6 +17,8 @@ def why_skipped(item: pytest.Item) -> str | None:
     if "cuda" in item.keywords and not torch.cuda.is_available():
         return "needs a CUDA GPU"
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if params.get("impl") == "amx" and not amx.is_supported():
+        return "needs a CPU with AMX"
     if params.get("impl") != "triton":
         return None
     if not triton.interpreted():

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends import amx
+
 MOMENTUM = 0.95
 ITERATIONS = 5
 # Of the quintic a·s + b·s³ + c·s⁵ that drives singular values towards one: steep at 0 and within 0.3 of 1 after five
@@ -90,5 +92,5 @@ def orthogonalize(stack: Tensor) -> Tensor:
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where matrix units multiply it: GPUs, and CPUs with AMX, on which it takes half the time of float32."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: it may go
-    return torch.bfloat16 if device.type == "cuda" or (device.type == "cpu" and has_amx()) else torch.float32
+    has_units = device.type == "cuda" or (device.type == "cpu" and amx.is_supported())
+    return torch.bfloat16 if has_units else torch.float32

@@ -1,0 +1,75 @@
+"""`amx`: ramps, hats and slopes written by the kernel are the definition's; what is no bfloat16 is left to `native`."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import backends
+from backends import amx, dense, native_build
+from backends.grid import locate
+
+pytestmark = pytest.mark.skipif(native_build.why_not() is not None, reason="needs the native kernel")
+EPS = torch.finfo(torch.bfloat16).eps
+problems = given(
+    tokens=st.integers(0, 40),
+    features=st.integers(1, 40),
+    grid=st.integers(2, 9),
+    width=st.floats(0.1, 50),
+    half=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+
+
+def inputs(tokens: int, features: int, width: float, half: bool, seed: int) -> Tensor:
+    x = torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed)) * width / 3
+    return x.bfloat16() if half else x
+
+
+@settings(deadline=None, max_examples=60)
+@problems
+def test_ramps_and_hats_are_those_of_the_dense_basis(
+    tokens: int, features: int, grid: int, width: float, half: bool, seed: int
+) -> None:
+    x = inputs(tokens, features, width, half, seed)
+    cell, place = locate(x.double(), grid, width)
+    ramps = dense.ramps(cell + place, grid)  # (N, G-1, I)
+    for hats, expected in ((False, ramps), (True, dense.hats(ramps))):
+        found = amx.basis(x, grid, width, hats).view(expected.shape).double()
+        torch.testing.assert_close(found, expected, rtol=EPS, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@problems
+def test_the_slope_is_that_of_the_cell(
+    tokens: int, features: int, grid: int, width: float, half: bool, seed: int
+) -> None:
+    x = inputs(tokens, features, width, half, seed)
+    grad = torch.randn(tokens, grid - 1, features).bfloat16()
+    cell, _ = locate(x.double(), grid, width)
+    expected = grad.double().gather(1, cell.unsqueeze(1)).squeeze(1) * (grid - 1) / width
+    found = amx.slopes(x, grad.flatten(1), grid, width)
+    assert found.dtype is x.dtype
+    torch.testing.assert_close(found.double(), expected, rtol=EPS, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_other_types_are_native_s(dtype: torch.dtype) -> None:
+    x, control_points = torch.randn(9, 5).to(dtype), torch.randn(5, 4, 6).to(dtype)
+    found, expected = (module.spline_sum(x, control_points, 3.0, dtype) for module in (amx, backends.native))
+    assert torch.equal(found, expected)
+
+
+def test_operators_are_well_formed() -> None:
+    x, grad = torch.randn(7, 5), torch.randn(7, 15).bfloat16()
+    torch.library.opcheck(amx.basis, (x, 4, 3.0, True))
+    torch.library.opcheck(amx.slopes, (x, grad, 4, 3.0))
+
+
+def test_auto_takes_it_for_small_grids_where_there_is_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported in (False, True):
+        monkeypatch.setattr(amx, "is_supported", lambda supported=supported: supported)
+        for grid in (3, backends.LARGEST_AMX_GRID + 1):
+            backend, _ = backends.choose("auto", backends.Problem(8, grid, 8, torch.device("cpu")))
+            assert backend.name == ("amx" if supported and grid == 3 else "native")
