@@ -38,6 +38,10 @@ class Arguments:
     """What all have the same of: steps, or time (the slower do fewer steps, and end their schedule there)."""
     max_iters: int = 0
     """Steps; 0 leaves those of the race."""
+    num_seeds: int = 0
+    """How many of the race's seeds to run; 0 for all."""
+    tune: bool = True
+    """Whether to tune first; otherwise all run with the options that the race gives them."""
     threads: int = 2
     """CPU threads."""
     peers: str = ""
@@ -52,8 +56,8 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.equal not in ("steps", "time"):
             raise ValueError(f"equal must be steps or time; got {self.equal!r}")
-        if self.max_iters < 0 or not 1 <= self.threads <= 1024:
-            raise ValueError("max_iters must not be negative, and threads from 1 to 1024")
+        if min(self.max_iters, self.num_seeds) < 0 or not 1 <= self.threads <= 1024:
+            raise ValueError("max_iters and num_seeds must not be negative, and threads from 1 to 1024")
         if self.plot and not self.plot.endswith(FORMATS):
             raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
         if self.nanogpt:
@@ -69,6 +73,7 @@ def main() -> None:
     layers, absent = load_peers(arguments.peers)
     register(layers)
     race, missing = Race.read(Path(arguments.race)).without_missing_peers()
+    race = race.shortened(arguments.num_seeds, arguments.tune)
     for name in missing:
         print(f"{name} takes no part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
     more: Options = {

@@ -90,6 +90,10 @@ class Race:
         able = {name: options for name, options in self.contestants.items() if options.get("ffn") not in missing}
         return dataclasses.replace(self, contestants=able), sorted(missing)
 
+    def shortened(self, num_seeds: int, tune: bool) -> Race:
+        """With the first `num_seeds` seeds only (0: all), and without the search if not `tune`."""
+        return dataclasses.replace(self, seeds=self.seeds[: num_seeds or None], search=self.search if tune else {})
+
     def trials(self) -> Iterator[Options]:
         """Every combination of the values to search."""
         for values in itertools.product(*self.search.values()):
