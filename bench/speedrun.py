@@ -1,6 +1,6 @@
 """Race whole processes to a validation loss: `python bench/speedrun.py --nanogpt CHECKOUT`.
 
-From launch, imports included, to the line that shows the loss on the validation split: ours and our MLP twin by
+From launch, imports included, to the line that shows the loss on the validation split: ours and our twins by
 `train.py`, on the whole split; nanoGPT's own `train.py` by its CPU recipe, on its own estimate from 20 batches. They
 take turns, and medians are compared.
 """
@@ -40,14 +40,16 @@ class Options:
     """The loss to reach, in nats per character; nanoGPT's README gives 1.88."""
     config: str = "configs/speedrun.toml"
     """Our recipe."""
-    twin: str = "--ffn mlp --max_iters 350 --lr_decay_iters 350 --eval_interval 350"
-    """Options that make it the MLP twin's; with the fewest steps in which that reaches the target."""
+    swiglu: str = "--ffn swiglu --max_iters 380 --eval_interval 380 --cooldown_iters 370"
+    """Options that make it the SwiGLU twin's; with the fewest steps in which that reaches the target on every seed."""
+    mlp: str = "--ffn mlp --attention_gate False --max_iters 460 --eval_interval 460 --cooldown_iters 450"
+    """The same for the usual MLP, without a gate at attention."""
     nanogpt: str = ""
     """A checkout of nanoGPT; without one it does not take part."""
     threads: int = 2
     """CPU threads."""
     repeats: int = 3
-    """Rounds in which each runs once."""
+    """Rounds in which each runs once, all with one seed; the first has 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 10:
@@ -75,9 +77,9 @@ def main() -> None:
         flush=True,
     )
     finishes: dict[str, list[Finish]] = {}
-    for _ in range(options.repeats):
+    for seed in range(1, options.repeats + 1):
         with tempfile.TemporaryDirectory() as folder:
-            for name, (command, where) in commands(options, Path(folder)).items():
+            for name, (command, where) in commands(options, seed, Path(folder)).items():
                 finish = run_until(name, command, where, options)
                 finishes.setdefault(name, []).append(finish)
                 print(f"  {name:14} {finish.seconds:>7.1f} s to {finish.loss:.4f}", flush=True)
@@ -86,12 +88,13 @@ def main() -> None:
         print(f"{name:14} median {seconds:>7.1f} s, {seconds / medians['splines']:>5.2f} times the splines'")
 
 
-def commands(options: Options, folder: Path) -> dict[str, tuple[list[str], Path]]:
+def commands(options: Options, seed: int, folder: Path) -> dict[str, tuple[list[str], Path]]:
     """What to run, and where."""
-    ours = [sys.executable, "train.py", options.config, f"--num_threads={options.threads}"]
+    ours = [sys.executable, "train.py", options.config, f"--num_threads={options.threads}", f"--seed={seed}"]
+    changes = {"splines": "", "SwiGLU twin": options.swiglu, "MLP twin": options.mlp}
     found = {
-        "splines": ([*ours, f"--out_dir={folder / 'splines'}"], ROOT),
-        "MLP twin": ([*ours, f"--out_dir={folder / 'twin'}", *shlex.split(options.twin)], ROOT),
+        name: ([*ours, f"--out_dir={folder / name.split()[0]}", *shlex.split(more)], ROOT)
+        for name, more in changes.items()
     }
     if options.nanogpt:
         found["nanoGPT"] = (nanogpt.command(folder / "nanogpt"), Path(options.nanogpt))

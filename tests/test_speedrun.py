@@ -47,13 +47,14 @@ def test_who_runs_and_where(tmp_path: Path) -> None:
     for name in ("train.bin", "val.bin", "meta.pkl"):
         (data / name).touch()
     options = speedrun.Options(nanogpt=str(tmp_path), config=str(Path(speedrun.ROOT) / "configs/speedrun.toml"))
-    found = speedrun.commands(options, tmp_path)
-    assert list(found) == ["splines", "MLP twin", "nanoGPT"]
+    found = speedrun.commands(options, 7, tmp_path)
+    assert list(found) == ["splines", "SwiGLU twin", "MLP twin", "nanoGPT"]
+    assert all("--seed=7" in found[name][0] for name in ("splines", "SwiGLU twin", "MLP twin"))
     assert "--ffn" in found["MLP twin"][0] and found["nanoGPT"][1] == tmp_path
     assert all(
         "--device=cpu" in command or f"--num_threads={options.threads}" in command for command, _ in found.values()
     )
-    assert list(speedrun.commands(speedrun.Options(), tmp_path)) == ["splines", "MLP twin"]
+    assert "nanoGPT" not in speedrun.commands(speedrun.Options(), 7, tmp_path)
 
 
 @pytest.mark.parametrize(
