@@ -40,6 +40,13 @@ def test_one_that_never_gets_there_is_named(tmp_path: Path, lines: tuple[str, ..
         speedrun.run_until("it", printing(*lines), tmp_path, OPTIONS)
 
 
+def test_or_the_last_line_where_that_will_do(tmp_path: Path) -> None:
+    command = printing("val 2.5", "val 1.950")
+    assert speedrun.run_until("it", command, tmp_path, OPTIONS, or_end=True).loss == 1.95
+    with pytest.raises(UserError, match="ended with"):
+        speedrun.run_until("it", printing("nothing"), tmp_path, OPTIONS, or_end=True)
+
+
 def test_who_runs_and_where(tmp_path: Path) -> None:
     (tmp_path / "train.py").touch()
     data = tmp_path / "data" / "shakespeare_char"
