@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from model import GPT
 from training.config import Config, from_dict
 from training.errors import UserError
+from training.optimizer import load_state
+from training.sealed_file import NotSealed, read_sealed, replace, write_sealed
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
-FORMAT = "splinegpt-checkpoint-1"
+FORMAT = "splinegpt-checkpoint-2"
 FIELDS = {"format", "step", "config", "tokenizer", "data_fingerprint", "vocab_size", "model", "best_val_loss"}
-TRAINING_FIELDS = {"optimizer", "scaler", "rng", "elapsed_s", "wandb_id"}
+TRAINING_FIELDS = {"optimizer", "scaler", "elapsed_s", "wandb_id", "skipped_steps"}
 
 
 @dataclass(frozen=True)
@@ -56,27 +59,13 @@ def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) 
     path = step_path(run, state["step"])
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    _write_atomically({"format": FORMAT, **state}, path)
+    write_sealed({"format": FORMAT, **state}, path)
     if is_best:
         _link_atomically(path, path.with_name("best.pt"))
     earlier = [old for old in list_steps(run) if _step_of(old) <= state["step"]]  # a later one may be a damaged one
     for old in earlier[keep:]:
         old.unlink(missing_ok=True)
     return path
-
-
-def _write_atomically(state: dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, path)
-    except RuntimeError as error:  # how torch.save reports a write that failed
-        raise OSError(str(error).split("\n")[0]) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _link_atomically(path: Path, link: Path) -> None:
@@ -88,19 +77,9 @@ def _link_atomically(path: Path, link: Path) -> None:
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
-        _replace(temporary, link)
+        replace(temporary, link)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _replace(source: Path, target: Path) -> None:
-    os.replace(source, target)
-    if os.name == "posix":  # the rename itself is on the disk only once the directory is
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -113,17 +92,31 @@ def read_state(path: Path) -> dict[str, Any]:
     """The mapping in a checkpoint file, checked; nothing in the file is executed. UserError if it is not one."""
     mend = "use a checkpoint that train.py wrote, or another one of the run"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        state = read_sealed(path)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}; {mend}") from None
-    except Exception as error:  # unpicklers fail in as many ways as files can be damaged
-        if isinstance(error, MemoryError):
-            raise
-        raise UserError(f"{path} is damaged or not a checkpoint; {mend}") from error
+    except NotSealed as error:
+        raise UserError(f"{path} is damaged or not a checkpoint ({error}); {mend}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {mend}") from error
     is_ours = isinstance(state, dict) and state.get("format") == FORMAT and state.keys() >= FIELDS
     if not is_ours or not all(isinstance(state[name], int) for name in ("step", "vocab_size")):
         raise UserError(f"{path} is not a checkpoint of this program; {mend}")
     return state
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """`read_state` of a checkpoint that a run can go on from. UserError."""
+    state = read_state(path)
+    if not state.keys() >= TRAINING_FIELDS:
+        raise UserError(f"{path} has no optimizer state")
+    return state
+
+
+def restore(model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load parameters and moments in place. RuntimeError, ValueError or KeyError if they do not fit."""
+    model.load_state_dict(state["model"])
+    load_state(optimizer, state["optimizer"])
 
 
 def newest_good_state(run: Path) -> tuple[dict[str, Any], Path] | None:
@@ -134,10 +127,7 @@ def newest_good_state(run: Path) -> tuple[dict[str, Any], Path] | None:
     candidates = list_steps(run)
     for path in candidates:
         try:
-            state = read_state(path)
-            if state.keys() >= TRAINING_FIELDS:
-                return state, path
-            print(f"{path} has no optimizer state; trying the one before", flush=True)
+            return open_checkpoint(path), path
         except UserError as error:
             print(f"{error}; trying the one before", flush=True)
     if candidates:
@@ -166,7 +156,7 @@ def load_checkpoint(path: str | Path, which: str = "latest") -> LoadedCheckpoint
 
 def _restore_model(config: Config, state: dict[str, Any]) -> GPT:
     # How the run computed its splines may not be possible on this machine, and does not matter here.
-    model = GPT(replace(config, kan_impl="auto").model_config(state["vocab_size"]))
+    model = GPT(dataclasses.replace(config, kan_impl="auto").model_config(state["vocab_size"]))
     model.load_state_dict(state["model"])
     return model
 
@@ -199,36 +189,3 @@ def _candidates(run: Path, which: str) -> Iterator[Path]:
 
 def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
-
-
-def training_state(
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-    config: Config,
-    tokenizer: Tokenizer,
-    data_fingerprint: str,
-    step: int,
-    best_val_loss: float,
-    elapsed_s: float,
-    wandb_id: str | None,
-) -> dict[str, Any]:
-    """Everything a run needs to go on as if it had not stopped, in types that `weights_only` loading takes."""
-    rng = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state(device)
-    return {
-        "step": step,
-        "config": asdict(config),
-        "tokenizer": tokenizer.to_metadata(),
-        "data_fingerprint": data_fingerprint,
-        "vocab_size": model.config.vocab_size,
-        "model": model.state_dict(),
-        "best_val_loss": best_val_loss,
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "rng": rng,
-        "elapsed_s": elapsed_s,
-        "wandb_id": wandb_id,
-    }

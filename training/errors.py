@@ -10,7 +10,12 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """A mistake of the user's: printed as one sentence, without a traceback."""
+    """A mistake of the user's: printed as one sentence, without a traceback.
+
+    Of several processes of a run only the main one prints it, unless it is of those that are true `everywhere`.
+    """
+
+    everywhere = False
 
 
 def exit_on_user_error(main: Callable[[], T]) -> Callable[[], T]:
@@ -27,7 +32,9 @@ def exit_on_user_error(main: Callable[[], T]) -> Callable[[], T]:
             sys.stdout.flush()  # a closed pipe shows only at the flush; let that be here and not at shutdown
             return result
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            rank = os.environ.get("RANK", "0")
+            if rank == "0" or error.everywhere:
+                print("error: " if rank == "0" else f"error: process {rank}: ", error, sep="", file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:
             # The interpreter flushes stdout once more at exit; give it somewhere to go.

@@ -1,0 +1,103 @@
+"""Saving beside training: the state is copied in the foreground and written by a thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written."""
+
+    def __init__(self, step: int, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error), error.filename)
+        self.step = step
+
+
+class Saver:
+    """Writes one checkpoint at a time; a second one waits for the first.
+
+    `held_up_s` is how long training stood still for it, `written_s` how long the writing took in all.
+    """
+
+    def __init__(self, saved_step: int = -1) -> None:
+        """`saved_step`: that of the newest good checkpoint, -1 for none."""
+        self.saved_step = saved_step
+        self.count = 0
+        self.held_up_s = 0.0
+        self.written_s = 0.0
+        self._thread: threading.Thread | None = None
+        self._failure: SaveFailed | None = None
+        self._crash: BaseException | None = None
+
+    def save(self, step: int, state: Any, write: Callable[[Any], object]) -> None:
+        """Copy `state` and let `write(copy)` run in a thread. Raises SaveFailed if the one before failed."""
+        self.wait()
+        start = time.perf_counter()
+        copy = on_cpu(state)
+        self._thread = threading.Thread(target=self._write, args=(step, copy, write), name="saver")
+        self._thread.start()
+        self.held_up_s += time.perf_counter() - start
+        self.count += 1
+
+    def _write(self, step: int, copy: Any, write: Callable[[Any], object]) -> None:
+        start = time.perf_counter()
+        try:
+            write(copy)
+            self.saved_step = step
+        except OSError as error:
+            self._failure = SaveFailed(step, error)
+        except BaseException as error:
+            self._crash = error
+        self.written_s += time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Until all is on the disk. Raises SaveFailed if it is not."""
+        start = time.perf_counter()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.held_up_s += time.perf_counter() - start
+        self.check()
+
+    def check(self) -> None:
+        """Raise SaveFailed, once, if a write has failed by now."""
+        failure, self._failure = self._failure, None
+        crash, self._crash = self._crash, None
+        if failure is not None:
+            raise failure
+        if crash is not None:
+            raise crash
+
+    def summary(self, elapsed_s: float) -> str:
+        """What saving cost."""
+        share = 100 * self.held_up_s / elapsed_s if elapsed_s else 0.0
+        return (
+            f"saved {self.count} checkpoints, which held up training for {self.held_up_s:.2f} s, {share:.2f} % of its "
+            f"time (written beside it in {self.written_s:.2f} s)"
+        )
+
+    def settle(self) -> int:
+        """Wait, whatever comes of it, and return the step of the newest good checkpoint, -1 for none."""
+        if self._thread is not None:
+            self._thread.join()
+        return self.saved_step
+
+
+def on_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
+    """A copy of all tensors, in the CPU's memory; those that shared their memory still do."""
+    copies = {} if copies is None else copies
+    if isinstance(value, torch.Tensor):
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else id(value)
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(value, dict):
+        return {name: on_cpu(item, copies) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(item, copies) for item in value)
+    return value
