@@ -20,7 +20,7 @@ from training.config import Config
 from training.dataset import Dataset, ensure_prepared, find_dataset
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
-from training.errors import UserError, exit_on_user_error
+from training.errors import UserError, end_at_once, exit_on_user_error
 from training.evaluation import EVALUATION_TOKENS, evaluate
 from training.interrupt import StopRequest, must_stop
 from training.optimizer import make_optimizer, set_learning_rate
@@ -49,6 +49,8 @@ def main() -> None:
         with StopRequest() as stop:
             trainer.train(stop)
         trainer.tell_what_next(stop)
+    if trainer.tracker.hangs:
+        end_at_once(stop.exit_code)
     sys.exit(stop.exit_code)
 
 
@@ -213,6 +215,8 @@ class Trainer:
         return False
 
     def _kept(self) -> str:
+        if not self.world.is_main:  # it does not know what the main process has written
+            return f"the checkpoints in {self.run.directory} are good"
         saved = self.saver.settle()
         return f"the checkpoint of step {saved} is good" if saved >= 0 else "nothing was saved yet"
 

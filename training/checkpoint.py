@@ -47,7 +47,7 @@ def step_path(run: Path, step: int) -> Path:
 def list_steps(run: Path) -> list[Path]:
     """The numbered checkpoints of a run, newest first."""
     found = [path for path in checkpoint_folder(run).glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) -> Path:
@@ -62,7 +62,7 @@ def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) 
     write_sealed({"format": FORMAT, **state}, path)
     if is_best:
         _link_atomically(path, path.with_name("best.pt"))
-    earlier = [old for old in list_steps(run) if _step_of(old) <= state["step"]]  # a later one may be a damaged one
+    earlier = [old for old in list_steps(run) if step_of(old) <= state["step"]]  # a later one may be a damaged one
     for old in earlier[keep:]:
         old.unlink(missing_ok=True)
     return path
@@ -171,7 +171,7 @@ def _find_file(path: Path, which: str) -> Path:
         raise UserError(f"a checkpoint is latest, best or a step; got {which!r}")
     candidates = list(_candidates(path, which))
     if not candidates:
-        steps = ", ".join(str(_step_of(file)) for file in reversed(list_steps(path)))
+        steps = ", ".join(str(step_of(file)) for file in reversed(list_steps(path)))
         there = f"there are steps {steps}" if steps else "train.py writes one at each evaluation"
         raise UserError(f"{folder} has no checkpoint {which}; {there}")
     return candidates[0]
@@ -187,5 +187,5 @@ def _candidates(run: Path, which: str) -> Iterator[Path]:
     yield from (path for path in wanted if path.is_file())
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))

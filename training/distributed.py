@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -150,7 +151,8 @@ def noticing_losses() -> Iterator[None]:
     except RuntimeError as error:  # torch's DistError is one, and so are gloo's own
         if not is_connection_error(error):
             raise
-        reason = str(error).split("\n")[0][-200:]
+        found = re.search(r"connection (reset|closed|refused)[^.:\n]*|timed out[^.:\n]*", str(error), re.IGNORECASE)
+        reason = found[0].lower() if found else type(error).__name__
         raise LostProcess(f"another process of this run has ended or cannot be reached ({reason})") from error
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 from types import FrameType
 
-from training.distributed import World
+from training.distributed import LostProcess, World
 
 # SIGUSR1 is what SLURM sends ahead of a time limit (sbatch --signal). Windows has none.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -30,9 +30,11 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # torchrun ends all processes as soon as one is lost; what the others have to say of it comes first.
+        last_words = isinstance(error, LostProcess)
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_IGN if last_words else handler)  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
