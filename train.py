@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import backends
 from model import GPT
 from sample import generate
 from training.batches import BatchSampler, evaluation_batches
-from training.checkpoint import restore, save_checkpoint
 from training.config import Config
 from training.dataset import Dataset, ensure_prepared, find_dataset
 from training.device import Device, choose_device
@@ -26,10 +23,10 @@ from training.interrupt import StopRequest, must_stop
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel, check_shardable
 from training.pictures import SplinePictures, picture_batches
-from training.progress import Metrics, Stopwatch, duration, progress_line
+from training.progress import Stopwatch, duration, progress_line
 from training.randomness import seed_step
 from training.run import Run, command, open_run
-from training.saver import SaveFailed, Saver
+from training.run_writer import RunWriter
 from training.schedule import learning_rate
 from training.token_file import DataChanged
 from training.tracker import Tracker
@@ -94,23 +91,19 @@ class Trainer:
             elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
         self.parallel.settle(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
-        self.saver = Saver(self.progress.saved_step)
-        with world.together():
-            if world.is_main:
-                run.create()
-                self.metrics = Metrics(run.directory / "metrics.jsonl", self.progress.step)
+        self.writer = RunWriter(run, self.parallel, self.optimizer)
         self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
 
     def _restore(self, run: Run) -> tuple[float, str | None]:
         state = run.state
-        assert state is not None
+        assert state is not None and run.checkpoint is not None
         if state["data_fingerprint"] != self.dataset.fingerprint:
             raise UserError(
                 f"{self.dataset.folder} is not the data that {run.directory} was trained on; "
                 f"prepare that again, or start a new run in another --out_dir"
             )
         try:
-            restore(self.model, self.optimizer, state)
+            self.parallel.restore(self.optimizer, state, run.checkpoint)
             if state["scaler"] and self.scaler.is_enabled():  # empty unless that run was in float16 too
                 self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -152,14 +145,12 @@ class Trainer:
                             self._show()
                 if progress.saved_step != progress.step:
                     self._save()
-                with self._writing():
-                    self.saver.wait()
+                self.writer.wait()
         except (LostProcess, DataChanged) as error:
-            raise type(error)(f"{error}; {self._kept()}: go on with {self._resume_command()}") from error
+            kept, again = self.writer.kept(), self.writer.resume_command()
+            raise type(error)(f"{error}; {kept}: go on with {again}") from error
         finally:
-            self.saver.settle()
-            if self.world.is_main:
-                self.metrics.close()
+            self.writer.close()
             self.tracker.finish()
 
     def _is_due(self, interval: int) -> bool:
@@ -206,19 +197,13 @@ class Trainer:
         what = f"step {progress.step + 1} gave a loss of {progress.train_loss:g} and a gradient norm of "
         what += f"{progress.grad_norm:g}"
         if config.on_nonfinite == "stop":
-            raise UserError(f"{what}, and training stopped before using them; {self._kept()}; {self._mend()}")
+            raise UserError(f"{what}, and training stopped before using them; {self.writer.kept()}; {self._mend()}")
         if progress.skipped_steps == config.max_skipped_steps:
             skipped = f"after {progress.skipped_steps} skipped steps in a row"
-            raise UserError(f"{what} {skipped}, and training stopped; {self._kept()}; {self._mend()}")
+            raise UserError(f"{what} {skipped}, and training stopped; {self.writer.kept()}; {self._mend()}")
         progress.skipped_steps += 1
         print(f"{what}: skipped ({progress.skipped_steps} of at most {config.max_skipped_steps} in a row)", flush=True)
         return False
-
-    def _kept(self) -> str:
-        if not self.world.is_main:  # it does not know what the main process has written
-            return f"the checkpoints in {self.run.directory} are good"
-        saved = self.saver.settle()
-        return f"the checkpoint of step {saved} is good" if saved >= 0 else "nothing was saved yet"
 
     def _mend(self) -> str:
         return f"try a lower --learning_rate (now {self.config.learning_rate:g}) or more --warmup_iters"
@@ -262,9 +247,7 @@ class Trainer:
             "step_ms": 1000 * stopwatch.step_s,
             "elapsed_s": stopwatch.elapsed_s,
         }
-        with self._writing():
-            if self.world.is_main:
-                self.metrics.write(record)
+        self.writer.log(record)
         self.tracker.log(record, progress.step)
 
     def _mfu(self) -> float | None:
@@ -276,7 +259,9 @@ class Trainer:
         """Copy all that the run needs to go on as if it had not stopped; a thread writes it."""
         progress, config = self.progress, self.config
         if self.world.max(not self.parallel.is_finite()):
-            raise UserError(f"step {progress.step} made parameters that are not finite; {self._kept()}; {self._mend()}")
+            raise UserError(
+                f"step {progress.step} made parameters that are not finite; {self.writer.kept()}; {self._mend()}"
+            )
         header = {
             "step": progress.step,
             "config": asdict(config),
@@ -289,33 +274,8 @@ class Trainer:
             "elapsed_s": self.stopwatch.elapsed_s,
             "wandb_id": self.tracker.run_id,
         }
-        is_best = progress.is_best and self._is_due(config.eval_interval)
-        with self._writing():
-            if self.world.is_main:
-                self._recreate_if_vanished()
-                state = {**header, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-                directory, keep = self.run.directory, config.keep_checkpoints
-                self.saver.save(progress.step, state, lambda copy: save_checkpoint(directory, copy, is_best, keep))
+        self.writer.save(header, is_best=progress.is_best and self._is_due(config.eval_interval))
         progress.saved_step = progress.step
-
-    def _recreate_if_vanished(self) -> None:
-        """Somebody may have deleted the run's directory; what is in memory is worth keeping."""
-        if not self.run.is_there():
-            print(f"{self.run.directory} had vanished at step {self.progress.step}; it is made anew", flush=True)
-            self.run.create()
-            self.metrics.close()
-            self.metrics = Metrics(self.run.directory / "metrics.jsonl", self.progress.step)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """A stretch in which the run is written: if that fails on one process, all stop with its sentence."""
-        with self.world.together():
-            try:
-                yield
-            except BrokenPipeError:  # who read the progress lines has gone away: not a matter of the disk
-                raise
-            except OSError as error:
-                raise UserError(self._cannot_write(error)) from error
 
     def _show(self) -> None:
         """Pictures of the splines and a sample. They are for looking at: their failure does not stop the run."""
@@ -334,25 +294,13 @@ class Trainer:
         except Exception as error:
             print(f"pictures and sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
 
-    def _cannot_write(self, error: OSError) -> str:
-        step = error.step if isinstance(error, SaveFailed) else self.progress.step
-        return (
-            f"{self.run.directory} could not be written at step {step} "
-            f"({error.strerror or error}); {self._kept()}: "
-            f"make room, then go on with {self._resume_command()}"
-        )
-
-    def _resume_command(self) -> str:
-        return command("train.py", "--out_dir", str(self.run.directory), "--resume", "True", processes=self.world.size)
-
     def tell_what_next(self, stop: StopRequest) -> None:
         directory, progress = self.run.directory, self.progress
         if stop:
             print(f"stopped by {stop.signal_name} at step {progress.step}, which is saved; go on with")
-            print(f"  {self._resume_command()}")
+            print(f"  {self.writer.resume_command()}")
             return
-        if self.saver.count:
-            print(self.saver.summary(self.stopwatch.elapsed_s))
+        print(self.writer.summary(self.stopwatch.elapsed_s))
         best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
         print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
         picture = SplinePictures(directory).step_folder(progress.step) / "overview.png"

@@ -6,19 +6,20 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from model import GPT
 from training.config import Config, from_dict
+from training.distributed import World
 from training.errors import UserError
-from training.optimizer import load_state
 from training.sealed_file import NotSealed, read_sealed, replace, write_sealed
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
+
+if TYPE_CHECKING:
+    from training.sharded_checkpoint import ShardedCheckpoint, ShardedState
 
 FORMAT = "splinegpt-checkpoint-2"
 FIELDS = {"format", "step", "config", "tokenizer", "data_fingerprint", "vocab_size", "model", "best_val_loss"}
@@ -45,9 +46,10 @@ def step_path(run: Path, step: int) -> Path:
 
 
 def list_steps(run: Path) -> list[Path]:
-    """The numbered checkpoints of a run, newest first."""
-    found = [path for path in checkpoint_folder(run).glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
-    return sorted(found, key=step_of, reverse=True)
+    """The numbered checkpoints of a run, files and folders of shards, newest first."""
+    found = [path for path in checkpoint_folder(run).glob("step_*") if re.fullmatch(r"step_\d+(\.pt)?", path.name)]
+    found = [path for path in found if path.suffix or is_sharded(path)]
+    return sorted(found, key=lambda path: (step_of(path), path.suffix), reverse=True)  # .pt before its shards
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) -> Path:
@@ -62,10 +64,51 @@ def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) 
     write_sealed({"format": FORMAT, **state}, path)
     if is_best:
         _link_atomically(path, path.with_name("best.pt"))
-    earlier = [old for old in list_steps(run) if step_of(old) <= state["step"]]  # a later one may be a damaged one
-    for old in earlier[keep:]:
-        old.unlink(missing_ok=True)
+    _remove_earlier(run, state["step"], keep)
     return path
+
+
+def save_sharded(run: Path, state: ShardedState, keep: int, world: World) -> None:
+    """As `save_checkpoint`, for a model in pieces: every process must call it. The best one is kept too."""
+    from training.sharded_checkpoint import write_sharded
+
+    step = state.header["step"]
+    try:
+        with world.together():
+            if world.is_main:
+                checkpoint_folder(run).mkdir(parents=True, exist_ok=True)
+                _remove_leftovers(checkpoint_folder(run))
+    except UserError as error:
+        raise OSError(str(error)) from error
+    write_sharded(step_path(run, step).with_suffix(""), state, world)
+    if world.is_main:
+        _remove_earlier(run, step, keep)
+
+
+def _remove_earlier(run: Path, step: int, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to `step` (a later one may be a damaged one) and the best."""
+    from training.sharded_checkpoint import remove_sharded
+
+    earlier = [old for old in list_steps(run) if step_of(old) <= step]
+    best = best_sharded(run)
+    for old in earlier[keep:]:
+        if old.is_file():
+            old.unlink(missing_ok=True)
+        elif old != best:
+            remove_sharded(old)
+
+
+def best_sharded(run: Path) -> Path | None:
+    """The folder of shards that had the lowest validation loss."""
+    folders = [path for path in list_steps(run) if path.is_dir()]
+    return next((path for path in folders if _is_best(path)), None)
+
+
+def _is_best(folder: Path) -> bool:
+    try:
+        return bool(open_sharded(folder, verify=False).header["is_best"])
+    except (NotSealed, OSError, KeyError):
+        return False
 
 
 def _link_atomically(path: Path, link: Path) -> None:
@@ -85,14 +128,37 @@ def _link_atomically(path: Path, link: Path) -> None:
 def _remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed process left behind."""
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The mapping in a checkpoint file, checked; nothing in the file is executed. UserError if it is not one."""
+    """The mapping in a checkpoint, checked, in one piece; nothing in it is executed. UserError if it is not one."""
+    return _read(path, lambda: open_sharded(path).read_state() if path.is_dir() else read_sealed(path))
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """As `read_state`, of a checkpoint that a run can go on from; of shards all is checked, but no tensor is read."""
+    state = _read(path, lambda: open_sharded(path).header if path.is_dir() else read_sealed(path))
+    if not state.keys() >= TRAINING_FIELDS:
+        raise UserError(f"{path} has no optimizer state")
+    return state
+
+
+def open_sharded(path: Path, verify: bool = True) -> ShardedCheckpoint:
+    from training.sharded_checkpoint import ShardedCheckpoint  # half a second of imports that few runs need
+
+    return ShardedCheckpoint.open(path, verify)
+
+
+def _read(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
     mend = "use a checkpoint that train.py wrote, or another one of the run"
     try:
-        state = read_sealed(path)
+        state = read()
+        if path.is_dir():
+            state = {"format": FORMAT, "model": None, "optimizer": None, **state}
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}; {mend}") from None
     except NotSealed as error:
@@ -103,20 +169,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if not is_ours or not all(isinstance(state[name], int) for name in ("step", "vocab_size")):
         raise UserError(f"{path} is not a checkpoint of this program; {mend}")
     return state
-
-
-def open_checkpoint(path: Path) -> dict[str, Any]:
-    """`read_state` of a checkpoint that a run can go on from. UserError."""
-    state = read_state(path)
-    if not state.keys() >= TRAINING_FIELDS:
-        raise UserError(f"{path} has no optimizer state")
-    return state
-
-
-def restore(model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load parameters and moments in place. RuntimeError, ValueError or KeyError if they do not fit."""
-    model.load_state_dict(state["model"])
-    load_state(optimizer, state["optimizer"])
 
 
 def newest_good_state(run: Path) -> tuple[dict[str, Any], Path] | None:
@@ -140,7 +192,7 @@ def load_checkpoint(path: str | Path, which: str = "latest") -> LoadedCheckpoint
 
     `which`, for a directory: "latest", "best", or a step. UserError if it is not there or cannot be used.
     """
-    file = _find_file(Path(path), which)
+    file = find_checkpoint(Path(path), which)
     state = read_state(file)
     config = from_dict(state["config"], str(file))
     tokenizer = tokenizer_from_metadata(state["tokenizer"])
@@ -161,8 +213,8 @@ def _restore_model(config: Config, state: dict[str, Any]) -> GPT:
     return model
 
 
-def _find_file(path: Path, which: str) -> Path:
-    if path.is_file():
+def find_checkpoint(path: Path, which: str) -> Path:
+    if path.is_file() or is_sharded(path):
         return path
     if not path.is_dir():
         raise UserError(f"{path} does not exist; give the directory of a run, or one of its checkpoint files")
@@ -179,12 +231,17 @@ def _find_file(path: Path, which: str) -> Path:
 
 def _candidates(run: Path, which: str) -> Iterator[Path]:
     """Files that may serve, the best first: a run has no best one yet before its first evaluation."""
-    best = checkpoint_folder(run) / "best.pt"
+    steps, best = list_steps(run), checkpoint_folder(run) / "best.pt"
+    best = best if best.is_file() else best_sharded(run) or best
     if which == "latest":
-        wanted = [*list_steps(run), best]
+        wanted = [*steps, best]
     else:
-        wanted = [best, *list_steps(run)] if which == "best" else [step_path(run, int(which))]
-    yield from (path for path in wanted if path.is_file())
+        wanted = [best, *steps] if which == "best" else [path for path in steps if step_of(path) == int(which)]
+    yield from (path for path in wanted if path.exists())
+
+
+def is_sharded(path: Path) -> bool:
+    return (path / "index.json").is_file()
 
 
 def step_of(path: Path) -> int:

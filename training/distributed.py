@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,12 @@ class LostProcess(UserError):
     everywhere = True
 
 
+class NoWorld(UserError):
+    """The processes of a run could not find each other."""
+
+    everywhere = True
+
+
 @dataclass(frozen=True)
 class World:
     """Which of how many processes this one is. `World()` is a run in a single process.
@@ -40,6 +46,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    group: Any = None
+    """The torch process group that they talk in; None for the one of all."""
 
     @property
     def is_main(self) -> bool:
@@ -63,7 +71,7 @@ class World:
             return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64)
         with noticing_losses():
-            dist.all_reduce(tensor, operation)
+            dist.all_reduce(tensor, operation, group=self.group)
         return [float(value) for value in tensor]
 
     def broadcast(self, value: Any) -> Any:
@@ -77,11 +85,16 @@ class World:
         text = json.dumps(value).encode()
         with noticing_losses():
             lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-            dist.all_gather(lengths, torch.tensor([len(text)]))
+            dist.all_gather(lengths, torch.tensor([len(text)]), group=self.group)
             longest = max(int(length) for length in lengths)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(texts, torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8))
+            padded = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+            dist.all_gather(texts, padded, group=self.group)
         return [json.loads(bytes(text.tolist())) for text in texts]
+
+    def twin(self) -> World:
+        """The same processes, over connections of their own. Every process must call it."""
+        return replace(self, group=dist.new_group(backend="gloo")) if self.size > 1 else self
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -108,12 +121,12 @@ ALONE = World()
 def join_world() -> Iterator[World]:
     """The world that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 
-    All processes but the main one are silent in it, except for errors that are theirs alone. UserError if the others
+    All processes but the main one are silent in it, except for errors that are theirs alone. NoWorld if the others
     cannot be met.
     """
     world = World(*(_number(name, usual) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
     if not 0 <= world.rank < world.size:
-        raise UserError(f"RANK must be from 0 to WORLD_SIZE - 1; got {world.rank} of {world.size}: use torchrun")
+        raise NoWorld(f"RANK must be from 0 to WORLD_SIZE - 1; got {world.rank} of {world.size}: use torchrun")
     if world.size == 1:
         yield world
         return
@@ -122,7 +135,7 @@ def join_world() -> Iterator[World]:
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(
+        raise NoWorld(
             f"the {world.size} processes of the run could not meet ({reason}); start them with torchrun, as "
             f"docs/scaling.md shows"
         ) from error
@@ -140,7 +153,7 @@ def _number(name: str, usual: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"the environment variable {name} must be a number; got {text!r}: use torchrun") from None
+        raise NoWorld(f"the environment variable {name} must be a number; got {text!r}: use torchrun") from None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT
+from training.checkpoint import read_state
 from training.device import Device
 from training.distributed import World
 from training.errors import UserError
+from training.optimizer import load_state
+from training.shards import full, like, local
 
 
 class ParallelModel:
@@ -25,7 +29,7 @@ class ParallelModel:
 
     def __init__(self, model: GPT, device: Device, world: World, fsdp: bool) -> None:
         """`model`: the same on every process; on the device, or on the CPU if it is to be sharded."""
-        self.model, self.device, self.sharded = model, device, fsdp
+        self.model, self.device, self.world, self.sharded = model, device, world, fsdp
         self._replica: DistributedDataParallel | None = None
         step_model: nn.Module = model
         if fsdp:
@@ -72,6 +76,34 @@ class ParallelModel:
         """Whether this process's parameters are."""
         return all(bool(local(parameter).isfinite().all()) for parameter in self.model.parameters())
 
+    def sharded_state(self, header: dict[str, Any], optimizer: torch.optim.Optimizer) -> Any:
+        """For a checkpoint in pieces."""
+        from training.sharded_checkpoint import sharded_state  # half a second of imports that others need not wait for
+
+        return sharded_state(header, self.model, optimizer)
+
+    def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+        """Fill parameters and moments from a checkpoint of either kind, in place.
+
+        `state`: what `open_checkpoint` gave for `path`. RuntimeError, ValueError or KeyError if it does not fit.
+        """
+        if self.sharded and path.is_dir():
+            from training.sharded_checkpoint import ShardedCheckpoint
+
+            ShardedCheckpoint.open(path, verify=False).restore(self.model, optimizer)
+            return
+        if path.is_dir():
+            state = read_state(path)
+        model_state, moments = state["model"], state["optimizer"]
+        if self.sharded:
+            named = dict(self.model.state_dict())
+            model_state = {name: like(named[name], tensor) for name, tensor in model_state.items()}
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            own = {i: {k: like(parameters[i], t) for k, t in m.items()} for i, m in moments["state"].items()}
+            moments = {**moments, "state": own}
+        self.model.load_state_dict(model_state)
+        load_state(optimizer, moments)
+
     def whole(self) -> GPT | None:
         """The model in one piece, to draw and sample with: a copy on the CPU, of the main process only, if sharded.
 
@@ -114,13 +146,3 @@ def shard(model: GPT, device: Device, world: World) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for layer in model.spline_layers():
         layer._choose_backend()  # its weight may have moved to another device
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it unless it is a DTensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The tensor in one piece. Every process must call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from training.shards import local
 
 
 class SaveFailed(OSError):
@@ -73,14 +76,6 @@ class Saver:
         if crash is not None:
             raise crash
 
-    def summary(self, elapsed_s: float) -> str:
-        """What saving cost."""
-        share = 100 * self.held_up_s / elapsed_s if elapsed_s else 0.0
-        return (
-            f"saved {self.count} checkpoints, which held up training for {self.held_up_s:.2f} s, {share:.2f} % of its "
-            f"time (written beside it in {self.written_s:.2f} s)"
-        )
-
     def settle(self) -> int:
         """Wait, whatever comes of it, and return the step of the newest good checkpoint, -1 for none."""
         if self._thread is not None:
@@ -92,10 +87,14 @@ def on_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
     """A copy of all tensors, in the CPU's memory; those that shared their memory still do."""
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else id(value)
+        part = local(value)  # a DTensor has no address of its own
+        key = (part.data_ptr(), value.shape, value.stride(), value.dtype) if part.numel() else id(value)
         if key not in copies:
             copies[key] = value.detach().to("cpu", copy=True)
         return copies[key]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: on_cpu(getattr(value, field.name), copies) for field in dataclasses.fields(value)}
+        return type(value)(**fields)
     if isinstance(value, dict):
         return {name: on_cpu(item, copies) for name, item in value.items()}
     if isinstance(value, list | tuple):
