@@ -106,14 +106,13 @@ class Soak:
         values = {"dataset": self.dataset, "out_dir": run, **HARD_RUN, "fsdp": self.options.fsdp, **changes}
         return [f"--{name}={value}" for name, value in values.items()]
 
-    def life(self) -> None:
-        """Start or resume the run, kill it, and verify what it leaves."""
+    def life(self, inside: bool) -> None:
+        """Start or resume the run, kill it, `inside` a save or at any moment, and verify what it leaves."""
         report = self.report
         expected = self.newest_step()
         resume = (self.run / "config.toml").is_file()
         arguments = self.arguments(self.run, max_iters=10_000_000, resume=resume)
         with Victim(arguments, self.folder / "log", self.options.processes) as victim:
-            inside = self.random.random() < 0.5
             if inside:
                 inside = self.wait_for_a_save(victim)
             else:
@@ -200,7 +199,7 @@ def main() -> None:
         while soak.report.kills < options.kills:
             if options.minutes and time.monotonic() - start > 60 * options.minutes:
                 break
-            soak.life()
+            soak.life(inside=soak.random.random() < 0.5)
             if soak.report.kills % 20 == 0:
                 print(f"{(time.monotonic() - start) / 60:5.1f} min: {soak.report}", flush=True)
         same = soak.finish()

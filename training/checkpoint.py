@@ -15,7 +15,7 @@ from model import GPT
 from training.config import Config, from_dict
 from training.distributed import World
 from training.errors import UserError
-from training.sealed_file import NotSealed, read_sealed, replace, write_sealed
+from training.sealed_file import NotSealed, check_seal, read_sealed, replace, write_sealed
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
 if TYPE_CHECKING:
@@ -184,6 +184,17 @@ def newest_good_state(run: Path) -> tuple[dict[str, Any], Path] | None:
             print(f"{error}; trying the one before", flush=True)
     if candidates:
         raise UserError(f"none of the {len(candidates)} checkpoints in {checkpoint_folder(run)} can be read")
+    return None
+
+
+def newest_good_step(run: Path) -> int | None:
+    """The step of the newest checkpoint whose checksums fit; None if there is none, or the folder is gone."""
+    for path in list_steps(run):
+        try:
+            open_sharded(path) if path.is_dir() else check_seal(path)
+            return step_of(path)
+        except (NotSealed, OSError):
+            continue
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import save_checkpoint, save_sharded
+from training.checkpoint import newest_good_step, save_checkpoint, save_sharded
 from training.errors import UserError
 from training.parallel import ParallelModel
 from training.progress import Metrics
@@ -20,11 +20,11 @@ class RunWriter:
     """Writes in the main process, but for what is sharded; every process of the run must call every method."""
 
     def __init__(self, run: Run, parallel: ParallelModel, optimizer: torch.optim.Optimizer) -> None:
-        """Raises UserError if the directory cannot be written. `run`'s checkpoint, if any, is the first good one."""
+        """Makes the directory. UserError if it cannot be written."""
         self.run, self.parallel, self.optimizer = run, parallel, optimizer
         self.world = parallel.world
         self.step = run.state["step"] if run.state else 0
-        self.saver = Saver(self.step if run.state else -1)
+        self.saver = Saver()
         # Threads of all processes talk while these train, so they need a line of their own.
         self._thread_world = self.world.twin() if parallel.sharded else self.world
         self._metrics: Metrics | None = None
@@ -63,6 +63,7 @@ class RunWriter:
         if self._metrics is not None and not self.run.is_there():
             print(f"{self.run.directory} had vanished at step {self.step}; it is made anew", flush=True)
             self.run.create()
+            self.saver.settle(forget=True)  # what was being written meanwhile may have failed for that reason
             self._metrics.close()
             self._metrics = self._open_metrics()
 
@@ -96,11 +97,10 @@ class RunWriter:
         )
 
     def kept(self) -> str:
-        """What is safe, as a clause. Waits for what is being written."""
-        saved = self.saver.settle()
-        if not self.world.is_main and not self.parallel.sharded:  # what the main process wrote is not known here
-            return f"the checkpoints in {self.run.directory} are good"
-        return f"the checkpoint of step {saved} is good" if saved >= 0 else "nothing was saved yet"
+        """What is safe, as a clause: waits for what is being written, and verifies what is there."""
+        self.saver.settle()
+        step = newest_good_step(self.run.directory)
+        return "nothing was saved yet" if step is None else f"the checkpoint of step {step} is good"
 
     def resume_command(self) -> str:
         return command("train.py", "--out_dir", str(self.run.directory), "--resume", "True", processes=self.world.size)

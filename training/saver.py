@@ -27,9 +27,7 @@ class Saver:
     `held_up_s` is how long training stood still for it, `written_s` how long the writing took in all.
     """
 
-    def __init__(self, saved_step: int = -1) -> None:
-        """`saved_step`: that of the newest good checkpoint, -1 for none."""
-        self.saved_step = saved_step
+    def __init__(self) -> None:
         self.count = 0
         self.held_up_s = 0.0
         self.written_s = 0.0
@@ -51,7 +49,6 @@ class Saver:
         start = time.perf_counter()
         try:
             write(copy)
-            self.saved_step = step
         except OSError as error:
             self._failure = SaveFailed(step, error)
         except BaseException as error:
@@ -76,11 +73,12 @@ class Saver:
         if crash is not None:
             raise crash
 
-    def settle(self) -> int:
-        """Wait, whatever comes of it, and return the step of the newest good checkpoint, -1 for none."""
+    def settle(self, forget: bool = False) -> None:
+        """Wait, whatever comes of it; `forget` a failure instead of raising it at the next occasion."""
         if self._thread is not None:
             self._thread.join()
-        return self.saved_step
+        if forget:
+            self._failure = self._crash = None
 
 
 def on_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:

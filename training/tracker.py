@@ -27,7 +27,7 @@ class Tracker:
     def __init__(self, config: Config, run_dir: Path, run_id: str | None, silent: bool = False) -> None:
         """`run_id`: that of the run being resumed, so that its curve goes on. `silent`: on all but one process."""
         self.run_id = run_id
-        self.hangs = False
+        self.hangs = False  # its thread would keep the process from ending
         self._run: Any = None
         self._tasks: queue.Queue[Callable[[], object] | None] = queue.Queue(WAITING_RECORDS)
         self._thread: threading.Thread | None = None
@@ -70,6 +70,7 @@ class Tracker:
         try:
             self._tasks.put_nowait(task)
         except queue.Full:
+            self.hangs = True
             self._give_up(f"it has not taken {WAITING_RECORDS} records")
 
     def log(self, record: dict[str, Any], step: int) -> None:
