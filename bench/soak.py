@@ -1,8 +1,9 @@
 """Kill a training run again and again, and see whether it ends as if it had never been: `python bench/soak.py`.
 
-Half of the kills (SIGKILL) come at a random moment from launch on, half while a checkpoint is being written. After
-each the checkpoints are verified and the run is resumed, which must be from the newest of them. At the end the run's
-parameters and moments are compared, bit for bit, with those of a run that nobody interrupted.
+Half of the kills (SIGKILL) come while a checkpoint is being written, a quarter at a random moment from launch on and a
+quarter from the first step on. After each the checkpoints are verified and the run is resumed, which must be from the
+newest of them. At the end the run's parameters and moments are compared, bit for bit, with those of a run that nobody
+interrupted.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ HARD_RUN = {
     "compile": False,
     "num_threads": 1,
 }
+MOMENTS = ("save", "save", "launch", "step")
+PATIENCE_S = 600.0  # on a busy machine a process may take minutes to start
 RESUMED = re.compile(r"^run .*, resumed at step (\d+)$", re.MULTILINE)
 
 
@@ -67,8 +70,8 @@ class Options:
     """Shard the model over the processes."""
     seed: int = 0
     """Which moments are random."""
-    longest_life: float = 10.0
-    """Seconds from launch within which a random moment lies."""
+    longest_life: float = 5.0
+    """Seconds, from launch or from the first step, within which a random moment lies."""
 
     def __post_init__(self) -> None:
         if self.kills < 1 or self.processes < 1 or not 0 <= self.minutes < float("inf") or self.longest_life <= 0:
@@ -106,22 +109,23 @@ class Soak:
         values = {"dataset": self.dataset, "out_dir": run, **HARD_RUN, "fsdp": self.options.fsdp, **changes}
         return [f"--{name}={value}" for name, value in values.items()]
 
-    def life(self, inside: bool) -> None:
-        """Start or resume the run, kill it, `inside` a save or at any moment, and verify what it leaves."""
+    def life(self, moment: str) -> None:
+        """Start or resume the run, kill it at one of MOMENTS, and verify what it leaves."""
         report = self.report
         expected = self.newest_step()
         resume = (self.run / "config.toml").is_file()
         arguments = self.arguments(self.run, max_iters=10_000_000, resume=resume)
         with Victim(arguments, self.folder / "log", self.options.processes) as victim:
-            if inside:
-                inside = self.wait_for_a_save(victim)
-            else:
+            inside = moment == "save" and self.wait_for_a_save(victim)
+            if moment == "step":
+                victim.wait_for(lambda: "\nstep " in victim.said(), PATIENCE_S)
+            if moment != "save":
                 time.sleep(self.random.uniform(0, self.options.longest_life))
             victim.signal(signal.SIGKILL, self.random.randrange(self.options.processes))
             report.kills += 1
             report.inside_saves += inside
             try:
-                victim.wait(120)
+                victim.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 report.faults.append("the other processes did not end by themselves")
         said = victim.said()
@@ -139,7 +143,7 @@ class Soak:
         """Whether a checkpoint is being written: after a few others of this life, and a moment into it."""
         folder = checkpoint_folder(self.run)
         newest = self.newest_step() + 4 * self.random.randrange(4)
-        if not victim.wait_for(lambda: any(folder.glob(".step_*.tmp")) and self.newest_step() >= newest):
+        if not victim.wait_for(lambda: any(folder.glob(".step_*.tmp")) and self.newest_step() >= newest, PATIENCE_S):
             self.report.faults.append(f"no checkpoint was written; {victim.said()[-500:]}")
             return False
         time.sleep(self.random.uniform(0, 0.004))
@@ -199,7 +203,7 @@ def main() -> None:
         while soak.report.kills < options.kills:
             if options.minutes and time.monotonic() - start > 60 * options.minutes:
                 break
-            soak.life(inside=soak.random.random() < 0.5)
+            soak.life(soak.random.choice(MOMENTS))
             if soak.report.kills % 20 == 0:
                 print(f"{(time.monotonic() - start) / 60:5.1f} min: {soak.report}", flush=True)
         same = soak.finish()

@@ -24,9 +24,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """A short `bench/soak.py`."""
-    soak = Soak(Options(longest_life=5.0), tmp_path)
-    for inside_a_save in (True, False, True):
-        soak.life(inside_a_save)
+    soak = Soak(Options(longest_life=1.0), tmp_path)
+    for moment in ("save", "step", "save"):
+        soak.life(moment)
     assert soak.report.kills == 3 and soak.report.resumes, soak.report
     assert not soak.report.faults and soak.report.steps_lost == 0
     assert soak.finish()
