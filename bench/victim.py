@@ -45,7 +45,7 @@ class Victim:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 120.0) -> bool:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 250.0) -> bool:
         """Whether `condition` became true while the processes lived."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -66,7 +66,7 @@ class Victim:
         self.signal(signal.SIGKILL)
         self.wait()
 
-    def wait(self, timeout_s: float = 120.0) -> list[int]:
+    def wait(self, timeout_s: float = 250.0) -> list[int]:
         """Exit codes. subprocess.TimeoutExpired if they do not end."""
         deadline = time.monotonic() + timeout_s
         return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]

@@ -41,14 +41,14 @@ def test_a_signal_to_one_of_several_processes_stops_all_and_a_lost_one_too(tmp_p
     with Victim(options(dataset, run, **ENDLESS), log, 2) as group:
         assert group.wait_for(lambda: has_checkpoint(run)), group.said()
         group.signal(signal.SIGUSR1, rank=1)
-        assert group.wait(60) == [138, 138], group.said()
+        assert group.wait() == [138, 138], group.said()
         said = group.said()
     step = load_checkpoint(run).step
     assert f"stopped by SIGUSR1 at step {step}" in said and "--nproc-per-node=2" in said and "Traceback" not in said
     with Victim(resume_options(run), log, 2) as group:
         assert group.wait_for(lambda: has_checkpoint(run, after=step + 1)), group.said()
         group.signal(signal.SIGKILL, rank=0)
-        assert group.wait(60) == [-signal.SIGKILL, 2], group.said()
+        assert group.wait() == [-signal.SIGKILL, 2], group.said()
         said = group.said()
     assert f"resumed at step {step}" in said and "Traceback" not in said
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -70,7 +70,7 @@ def test_a_directory_that_becomes_read_only_ends_the_run_with_one_sentence(tmp_p
     with Victim(options(dataset, run, **ENDLESS), log, preexec_fn=without_root_powers) as victim:
         assert victim.wait_for(lambda: has_checkpoint(run)), victim.said()
         (run / "checkpoints").chmod(0o555)
-        assert victim.wait(60) == [2], victim.said()
+        assert victim.wait() == [2], victim.said()
         said = victim.said()
     kept = max(step_of(path) for path in list_steps(run))
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -90,5 +90,5 @@ def test_signals_are_those_of_torchrun_twice(tmp_path: Path, dataset: Path) -> N
             victim.signal(signal.SIGINT)
             time.sleep(0.001)
             victim.signal(signal.SIGINT)
-            assert victim.wait(60) == [130], victim.said()
+            assert victim.wait() == [130], victim.said()
     assert "stopped by SIGINT" in log.read_text() and load_checkpoint(run)
