@@ -37,7 +37,7 @@ USAGE = "python bench/soak.py [--key value …]"
 HARD_RUN = {
     "n_layer": 2,
     "n_head": 2,
-    "n_embd": 96,
+    "n_embd": 64,
     "block_size": 32,
     "batch_size": 4,
     "gradient_accumulation_steps": 2,
@@ -68,9 +68,11 @@ class Options:
     """Processes of the run; of several one is killed, and the others must end by themselves."""
     fsdp: bool = False
     """Shard the model over the processes."""
+    fork: bool = True
+    """Start each process as a copy of one that has imported PyTorch, in a moment; False: afresh, in seconds."""
     seed: int = 0
     """Which moments are random."""
-    longest_life: float = 5.0
+    longest_life: float = 2.0
     """Seconds, from launch or from the first step, within which a random moment lies."""
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class Soak:
         expected = self.newest_step()
         resume = (self.run / "config.toml").is_file()
         arguments = self.arguments(self.run, max_iters=10_000_000, resume=resume)
-        with Victim(arguments, self.folder / "log", self.options.processes) as victim:
+        with self.start(arguments) as victim:
             inside = moment == "save" and self.wait_for_a_save(victim)
             if moment == "step":
                 victim.wait_for(lambda: "\nstep " in victim.said(), PATIENCE_S)
@@ -139,10 +141,13 @@ class Soak:
                 report.faults.append(str(error))
         report.steps_lost += max(0, expected - self.newest_step())
 
+    def start(self, arguments: list[str]) -> Victim:
+        return Victim(arguments, self.folder / "log", self.options.processes, self.options.fork)
+
     def wait_for_a_save(self, victim: Victim) -> bool:
         """Whether a checkpoint is being written: after a few others of this life, and a moment into it."""
         folder = checkpoint_folder(self.run)
-        newest = self.newest_step() + 4 * self.random.randrange(4)
+        newest = self.newest_step() + 4 * self.random.randrange(3)
         if not victim.wait_for(lambda: any(folder.glob(".step_*.tmp")) and self.newest_step() >= newest, PATIENCE_S):
             self.report.faults.append(f"no checkpoint was written; {victim.said()[-500:]}")
             return False
@@ -166,7 +171,7 @@ class Soak:
         rest = self.arguments(self.run, max_iters=last, resume=(self.run / "config.toml").is_file())
         for run, arguments in ((self.run, rest), (self.folder / "whole", None)):
             arguments = arguments or self.arguments(run, max_iters=last)
-            with Victim(arguments, self.folder / "log", self.options.processes) as victim:
+            with self.start(arguments) as victim:
                 if any(victim.wait(3600)):
                     raise UserError(f"a run did not end well: {victim.said()[-1500:]}")
         killed, whole = (read_state(list_steps(run)[0]) for run in (self.run, self.folder / "whole"))
@@ -196,6 +201,9 @@ def make_dataset(folder: Path) -> Path:
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE).parse(sys.argv[1:])
+    torch.set_num_threads(1)  # threads do not survive a fork
+    import train  # noqa: F401  what is forked has it already
+
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {options.processes} processes a run", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -8,32 +8,82 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Victim:
-    """train.py in one process, or in several that meet without torchrun; all they print goes to `log`."""
+class Forked:
+    """A copy of this process that runs train.py: with PyTorch imported already, it starts in a moment."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, processes: int = 1, **popen: Any) -> None:
+    def __init__(self, arguments: Sequence[str], log: IO[str], environment: dict[str, str]) -> None:
+        self.pid = os.fork()
+        self.returncode: int | None = None
+        if self.pid:
+            return
+        try:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            os.environ.update(environment)
+            os.chdir(ROOT)
+            sys.argv = ["train.py", *arguments]
+            import train
+
+            train.main()
+            os._exit(0)
+        except SystemExit as ended:
+            sys.stdout.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("train.py", timeout)
+            time.sleep(0.005)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+class Victim:
+    """train.py in one process, or in several that meet without torchrun; all they print goes to `log`.
+
+    `fork` starts them as copies of this process instead of afresh; it must have imported train, and trained nothing.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], log: Path, processes: int = 1, fork: bool = False, **popen: Any
+    ) -> None:
         self.log = log
         self._file = open(log, "w")  # noqa: SIM115  for as long as the processes live
-        command = [sys.executable, str(ROOT / "train.py"), *arguments]
         port = free_port()
-        self.processes = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdout=self._file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(rank_environment(rank, processes, port) if processes > 1 else {})},
-                **popen,
+        environments = [rank_environment(rank, processes, port) if processes > 1 else {} for rank in range(processes)]
+        self.processes: list[Any] = []
+        for environment in environments:
+            if fork:
+                self.processes.append(Forked(arguments, self._file, environment))
+                continue
+            command = [sys.executable, str(ROOT / "train.py"), *arguments]
+            whole = {**os.environ, **environment}
+            self.processes.append(
+                subprocess.Popen(command, cwd=ROOT, stdout=self._file, stderr=subprocess.STDOUT, env=whole, **popen)
             )
-            for rank in range(processes)
-        ]
 
     def __enter__(self) -> Victim:
         return self

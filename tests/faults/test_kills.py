@@ -24,7 +24,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """A short `bench/soak.py`."""
-    soak = Soak(Options(longest_life=1.0), tmp_path)
+    soak = Soak(Options(longest_life=1.0, fork=False), tmp_path)
     for moment in ("save", "step", "save"):
         soak.life(moment)
     assert soak.report.kills == 3 and soak.report.resumes, soak.report
