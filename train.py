@@ -14,7 +14,7 @@ from model import GPT
 from sample import generate
 from training.batches import BatchSampler, evaluation_batches
 from training.config import Config
-from training.dataset import Dataset, ensure_prepared, find_dataset
+from training.dataset import Dataset, open_together
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
 from training.errors import UserError, end_at_once, exit_on_user_error
@@ -38,7 +38,7 @@ SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
 def main() -> None:
     with join_world() as world:
         run = open_run(sys.argv[1:], world)
-        dataset = open_dataset(run.config, world)
+        dataset = open_together(run.config.dataset, run.config.verify_data, world)
         with world.together():
             device = choose_device(run.config, world)
         trainer = Trainer(run, dataset, device, world)
@@ -126,7 +126,7 @@ class Trainer:
             f"model   {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context "
             f"{config.block_size}: {self.model.num_parameters():,} parameters, {ffn:,} of them in {kind}"
         )
-        print(f"device  {self.device}")
+        print(f"device  {self.device}{self.parallel}")
         if layers:
             print(f"splines computed by {layers[0].resolved_impl} ({layers[0].why_this_impl})")
         sys.stdout.flush()
@@ -307,18 +307,6 @@ class Trainer:
         if picture.is_file():
             print(f"splines: {picture}")
         print(f"sample:  {command('sample.py', str(directory))}", flush=True)
-
-
-def open_dataset(config: Config, world: World) -> Dataset:
-    """The dataset, prepared by the main process if need be, and verified once on each machine. UserError."""
-    with world.together():
-        folder = ensure_prepared(config.dataset) if world.is_main else None
-    with world.together():
-        folder = folder or find_dataset(config.dataset)
-        dataset = Dataset.open(folder, config.verify_data and world.local_rank == 0)
-    if len(set(world.gather(dataset.fingerprint))) > 1:
-        raise UserError(f"{folder} is not the same data on all machines; copy it from the first to the others")
-    return dataset
 
 
 def build_model(config: Config, dataset: Dataset, device: Device, world: World) -> GPT:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import convert
 import sample
+import train
 from backends import BACKENDS
 from bench.victim import free_port, rank_environment
 from tests.runs import (
@@ -166,6 +168,11 @@ def test_a_group_keeps_the_newest_and_the_best_and_leaves_nothing_else(runs: Run
         assert [record["step"] for record in read_metrics(runs.folder / kind)] == list(range(1, STEPS + 1))
 
 
+def test_a_directory_that_holds_shards_is_not_used_for_another_run(runs: Runs, dataset: Path) -> None:
+    result = call(train.main, *options(dataset, runs.folder / "fsdp"))
+    assert_one_sentence(result, "already holds a run", "--resume True")
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_every_way_to_compute_the_splines_works_in_a_group(runs: Runs, alone: Path, impl: str) -> None:
     if runs.processes != 2:
@@ -184,8 +191,6 @@ def test_shards_in_bfloat16_learn_about_the_same(runs: Runs, alone: Path) -> Non
 
 
 def test_damaged_shards_are_passed_over_and_nothing_leaves_their_folder(runs: Runs, tmp_path: Path) -> None:
-    import shutil
-
     run = Path(shutil.copytree(runs.folder / "fsdp", tmp_path / "copy"))
     newest, before = list_steps(run)[:2]
     pieces = sorted(path for path in newest.iterdir())
@@ -221,8 +226,6 @@ def test_a_step_is_shared_evenly_or_refused(sequences: int, batch_size: int, pro
 
 
 def test_shards_need_several_processes(tmp_path: Path, dataset: Path) -> None:
-    import train
-
     assert_one_sentence(call(train.main, *options(dataset, tmp_path, fsdp=True)), "fsdp", "torchrun")
 
 

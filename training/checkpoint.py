@@ -52,6 +52,12 @@ def list_steps(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: (step_of(path), path.suffix), reverse=True)  # .pt before its shards
 
 
+def has_checkpoints(run: Path) -> bool:
+    """Whether there is anything that a new run must not overwrite. Raises OSError."""
+    folder = checkpoint_folder(run)
+    return folder.is_dir() and (any(folder.glob("*.pt")) or bool(list_steps(run)))
+
+
 def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) -> Path:
     """Write `state` as the run's newest checkpoint and delete all but the newest `keep`.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.dataset_metadata import META_FILE, SPLITS, Metadata, Shard, read_metadata
+from training.distributed import World
 from training.errors import UserError
 from training.token_file import TokenFile
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
@@ -135,6 +136,21 @@ def ensure_prepared(name: str) -> Path:
         print(f"dataset {name} is not prepared yet: running {script}", flush=True)
         runpy.run_path(str(script))["prepare"](None)
     return folder
+
+
+def open_together(name: str, verify: bool, world: World) -> Dataset:
+    """The dataset of several processes, prepared by the main one if need be, and verified once on each machine.
+
+    `UserError`, on all, as for `Dataset.open`, and when it is not the same data on all machines.
+    """
+    with world.together():
+        folder = ensure_prepared(name) if world.is_main else None
+    with world.together():
+        folder = folder or find_dataset(name)
+        dataset = Dataset.open(folder, verify and world.local_rank == 0)
+    if len(set(world.gather(dataset.fingerprint))) > 1:
+        raise UserError(f"{folder} is not the same data on all machines; copy it from the first to the others")
+    return dataset
 
 
 def _what_there_is() -> str:

@@ -39,6 +39,11 @@ class ParallelModel:
             self._replica = step_model = DistributedDataParallel(model, device_ids=ids)
         self._step_model: Any = torch.compile(step_model) if device.compile and not fsdp else step_model
 
+    def __str__(self) -> str:
+        """Its words in the line about the device; empty for one process."""
+        how = "sharded over (FSDP2)" if self.sharded else "replicated on (DDP)"
+        return f"; {how} {self.world.size} processes" if self.world.size > 1 else ""
+
     def train(self) -> None:
         self._step_model.train()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model import GPTConfig
-from training.checkpoint import checkpoint_folder, newest_good_state, open_checkpoint
+from training.checkpoint import has_checkpoints, newest_good_state, open_checkpoint
 from training.config import Config, from_dict, parse, save
 from training.distributed import ALONE, World
 from training.errors import UserError
@@ -83,7 +83,7 @@ def _start(config: Config, name: str) -> Run:
         return Run(next(path for path in _numbered(name) if not path.exists()), config, None)
     directory = Path(config.out_dir)
     try:
-        taken = checkpoint_folder(directory).is_dir() and any(checkpoint_folder(directory).glob("*.pt"))
+        taken = has_checkpoints(directory)
     except OSError as error:
         raise UserError(f"{directory} cannot be used ({error.strerror}); choose another --out_dir") from error
     if taken:
