@@ -31,13 +31,18 @@ class ParallelModel:
         """`model`: the same on every process; on the device, or on the CPU if it is to be sharded."""
         self.model, self.device, self.world, self.sharded = model, device, world, fsdp
         self._replica: DistributedDataParallel | None = None
-        step_model: nn.Module = model
         if fsdp:
             shard(model, device, world)
-        elif world.size > 1:
-            ids = [device.device] if device.device.type == "cuda" else None
-            self._replica = step_model = DistributedDataParallel(model, device_ids=ids)
-        self._step_model: Any = torch.compile(step_model) if device.compile and not fsdp else step_model
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Make what steps go through of the model; again whenever parameters have been exchanged for others."""
+        step_model: nn.Module = self.model
+        if self.world.size > 1 and not self.sharded:
+            ids = [self.device.device] if self.device.device.type == "cuda" else None
+            self._replica = step_model = DistributedDataParallel(self.model, device_ids=ids)
+        # The blocks of a sharded model are compiled one by one, since their parameters come and go.
+        self._step_model: Any = torch.compile(step_model) if self.device.compile and not self.sharded else step_model
 
     def __str__(self) -> str:
         """Its words in the line about the device; empty for one process."""

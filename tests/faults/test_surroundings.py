@@ -176,6 +176,22 @@ class Hanging:
             time.sleep(3600)
 
 
+def test_a_resumed_run_continues_its_own_curve(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[str, str | None]] = []
+    logged: list[int] = []
+
+    def init(**options: Any) -> Any:
+        begun.append((options["id"], options["resume"]))
+        return types.SimpleNamespace(log=lambda _, step: logged.append(step), finish=lambda: None)
+
+    fake = types.SimpleNamespace(init=init, Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    train_until(options(dataset, tmp_path, wandb="online"), 6)
+    train_until(resume_options(tmp_path))
+    assert len(begun) == 2 and begun[0] == begun[1] and begun[0][1] == "allow"
+    assert logged == [2, 4, 6, 8, 10, 12]
+
+
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
 def test_a_tracker_that_hangs_delays_nothing(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, where: str
