@@ -17,13 +17,13 @@ from spline_statistics import LayerStatistics, flat
 from training.config import Config
 
 WAITING_RECORDS = 1000  # more than a run logs while W&B's network is slow
-FINISH_TIMEOUT_S = 60.0
+FINISH_TIMEOUT_S = 120.0
 
 
 class Tracker:
     """Logs to W&B in mode offline or online; after the first failure, or without wandb, it does nothing more.
 
-    All of W&B's own code runs in one thread of its own, fed by a queue, so that a network that hangs holds up nothing;
+    W&B's own code runs in a thread of its own, fed by a queue, so that a network that hangs holds up nothing;
     what it would hold up at the end of the run is given FINISH_TIMEOUT_S.
     """
 
@@ -36,13 +36,21 @@ class Tracker:
         self._thread: threading.Thread | None = None
         if config.wandb == "disabled" or silent:
             return
+        os.environ.setdefault("WANDB_SILENT", "true")
+        try:
+            import wandb  # noqa: F401  here, since two threads that import a package at once can meet half of it
+        except ImportError:
+            self._give_up("it is not installed; pip install wandb")
+            return
+        except Exception as error:  # a broken installation
+            self._give_up(f"{type(error).__name__}: {error}")
+            return
         self.run_id = run_id or secrets.token_hex(4)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
         self._tasks.put(lambda: self._init(config, run_dir))
 
     def _init(self, config: Config, run_dir: Path) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         self._run = wandb.init(
@@ -60,9 +68,6 @@ class Tracker:
         while (task := self._tasks.get()) is not None:
             try:
                 task()
-            except ImportError:
-                self._give_up("it is not installed; pip install wandb")
-                return
             except Exception as error:  # its network, its login, its disk: none of them is worth a run
                 self._give_up(f"{type(error).__name__}: {error}")
                 return
