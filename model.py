@@ -94,8 +94,8 @@ class GPTConfig:
             raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
         check_integer("num_control_points", self.num_control_points, at_least=2)
         check_width(self.spline_width)
-        check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points)
         check_choice("kan_variant", self.kan_variant, VARIANTS)
+        check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points, self.kan_variant)
         check_choice("kan_impl", self.kan_impl, IMPLS)
         check_choice("ffn", self.ffn, tuple(FEED_FORWARDS))
         for name in ("kan_block", "kan_init", "position", "norm"):
