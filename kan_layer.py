@@ -142,7 +142,8 @@ class KANLayer(nn.Module):
         check_integer("num_control_points", num_control_points, at_least=2)
         cells, now = num_control_points - 1, self.num_control_points - 1
         if cells % now:
-            near = sorted({max(1, cells // now) * now + 1, (cells // now + 1) * now + 1})
+            below = max(1, cells // now)
+            near = (below * now + 1, (below + 1) * now + 1)
             raise ValueError(
                 f"refining {self.num_control_points} control points to {num_control_points} would change the function; "
                 f"num_control_points - 1 must be a multiple of {now}, as with {' or '.join(map(str, near))}"

@@ -76,7 +76,7 @@ def fitted_width(activations: Tensor, outside: float) -> float:
 
 def share_outside(activations: Tensor, width: float) -> float:
     """Share of the activations beyond the ends of a grid of `width`."""
-    return float((activations.detach().abs() > width / 2).float().mean()) if activations.numel() else 0.0
+    return float((activations.detach().abs() > width / 2).double().mean()) if activations.numel() else 0.0
 
 
 def second_differences(control_points: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from training.interrupt import StopRequest
 from training.optimizer import load_state, make_optimizer, set_learning_rate
 from training.pictures import SplinePictures, picture_batches
 from training.progress import Metrics, Stopwatch, duration, progress_line
+from training.refinement import points_after, refine_model, smoothness
 from training.run import Run, command, open_run
 from training.schedule import learning_rate
 from training.tracker import Tracker
@@ -64,7 +65,7 @@ class Trainer:
         self.run, self.config, self.dataset, self.device = run, run.config, dataset, device
         config = run.config
         torch.manual_seed(config.seed)
-        self.model = build_model(config, dataset, device)
+        self.model = build_model(config, dataset, device, run.state["step"] if run.state else 0)
         self.step_model: nn.Module = torch.compile(self.model) if device.compile else self.model  # type: ignore[assignment]
         self.compiling = device.compile  # in the first step, which is not timed
         self.optimizer = make_optimizer(self.model, config)
@@ -105,7 +106,7 @@ class Trainer:
     def describe(self) -> None:
         config, meta = self.config, self.dataset.meta
         ffn, layers = self.model.num_ffn_parameters(), self.model.spline_layers()
-        kind = f"spline layers, G={config.num_control_points}" if layers else config.ffn
+        kind = f"spline layers, G={layers[0].num_control_points}" if layers else config.ffn
         print(f"run     {self.run.directory}" + (f", resumed at step {self.progress.step}" if self.run.state else ""))
         print(
             f"data    {config.dataset}: {meta.total_tokens('train'):,} tokens to train on, "
@@ -154,9 +155,10 @@ class Trainer:
         for x_part, y_part in zip(x.split(config.batch_size), y.split(config.batch_size), strict=True):
             with self.device.autocast():
                 _, part = self.step_model(x_part.to(self.device.device), y_part.to(self.device.device))
-            part = part / config.gradient_accumulation_steps
-            self.scaler.scale(part).backward()
-            loss += part.detach()
+            loss += part.detach() / config.gradient_accumulation_steps
+            if config.kan_smoothness:
+                part = part + config.kan_smoothness * smoothness(self.model)
+            self.scaler.scale(part / config.gradient_accumulation_steps).backward()
         self.scaler.unscale_(self.optimizer)
         limit = config.grad_clip or math.inf
         progress.grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
@@ -166,11 +168,21 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        if self.compiling:
-            self.compiling = False
+        untimed, self.compiling = self.compiling, False
+        if self._refine_if_due():
+            untimed, self.compiling = True, self.device.compile  # once more, for the new shapes
+        if untimed:
             self.stopwatch.restart()
         else:
             self.stopwatch.step()
+
+    def _refine_if_due(self) -> bool:
+        """Put more knots into the splines where kan_refine says so, optimizer state and all."""
+        points = points_after(self.config.stages(), self.progress.step)
+        refined = refine_model(self.model, points, self.optimizer)
+        if refined:
+            print(f"step {self.progress.step}: the splines go on with {points} control points", flush=True)
+        return refined
 
     def _refuse_nonfinite(self) -> None:
         """Stop before the step that would spoil the parameters. (The float16 scaler skips bad gradients itself.)"""
@@ -228,6 +240,8 @@ class Trainer:
             "step_ms": 1000 * stopwatch.step_s,
             "elapsed_s": stopwatch.elapsed_s,
         }
+        if config.kan_smoothness:
+            record["smoothness"] = smoothness(self.model).item()
         self.metrics.write(record)
         self.tracker.log(record, progress.step)
 
@@ -296,17 +310,20 @@ class Trainer:
         print(f"sample:  {command('sample.py', str(directory))}", flush=True)
 
 
-def build_model(config: Config, dataset: Dataset, device: Device) -> GPT:
-    """The model on its device. UserError if the vocabulary or the chosen backend does not fit."""
+def build_model(config: Config, dataset: Dataset, device: Device, step: int = 0) -> GPT:
+    """The model after `step` steps on its device. UserError if the vocabulary or the chosen backend does not fit."""
     vocab_size = dataset.tokenizer.vocab_size
     if config.vocab_size and config.vocab_size < vocab_size:
         raise UserError(f"vocab_size {config.vocab_size} is below the {vocab_size} of {config.dataset}; use 0 or more")
     try:
         if config.ffn == "kan":
             width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
-            problem = backends.Problem(width, config.num_control_points, width, device.device, tokens)
-            backends.choose(config.kan_impl, problem)
-        return GPT(config.model_config(vocab_size)).to(device.device)
+            for stage in config.stages():
+                problem = backends.Problem(width, stage.points, width, device.device, tokens)
+                backends.choose(config.kan_impl, problem)
+        model = GPT(config.model_config(vocab_size)).to(device.device)
+        refine_model(model, points_after(config.stages(), step))
+        return model
     except ValueError as error:
         raise UserError(str(error)) from error
 

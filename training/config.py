@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kan_layer import check_middle
 from model import GPTConfig
 from training.errors import UserError
 from training.options import OptionParser
+from training.refinement import Stage, parse_stages
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,6 +45,11 @@ class Config(GPTConfig):
     """Forward passes whose gradients make one step; the step sees batch_size times this many sequences."""
     max_iters: int = 2000
     """Optimizer steps in all."""
+
+    kan_smoothness: float = 0.0
+    """Weight of the splines' smoothness penalty (mean squared second difference of control points) in the loss."""
+    kan_refine: str = ""
+    """Coarse to fine, "5@0,9@1000,17@1500": 5 control points at first, 9 after 1,000 steps …; the functions stay."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw for all parameters, or muon (orthogonalized momentum) for the matrices and splines of the blocks."""
@@ -108,6 +115,9 @@ class Config(GPTConfig):
         for name in ("weight_decay", "muon_weight_decay", "grad_clip"):
             if not getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}")
+        if not 0 <= self.kan_smoothness < float("inf"):
+            raise ValueError(f"kan_smoothness must be finite and at least 0; got {self.kan_smoothness}")
+        self.stages()
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63; got {self.seed}")
         for name in ("learning_rate", "muon_learning_rate"):
@@ -123,6 +133,13 @@ class Config(GPTConfig):
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1; got {getattr(self, name)}")
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The splines' grids, and after how many steps each begins. ValueError if kan_refine is not well formed."""
+        stages = parse_stages(self.kan_refine, self.num_control_points)
+        for stage in stages[1:]:
+            check_middle("kan_zero_centred", self.kan_zero_centred, stage.points, self.kan_variant)
+        return stages
 
     def model_config(self, vocab_size: int) -> GPTConfig:
         """The part that defines the model, with the dataset's vocabulary filled in."""

@@ -20,7 +20,7 @@ from training.files import write_atomically
 
 CONFIG_FILE = "config.toml"
 MAY_CHANGE = {"kan_impl", "dropout"}  # of the model's options: they leave the parameters as they are
-MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"dataset", "seed"}
+MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"dataset", "seed", "kan_refine"}
 
 
 @dataclass(frozen=True)
