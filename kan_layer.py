@@ -310,10 +310,14 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is an nn.Linear, or the Conv1D of transformers (which need not be installed)."""
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
 def linear_slopes(linear: nn.Module) -> Tensor:
     """The weight of a linear layer as (inputs, outputs). ValueError if it is none."""
-    if isinstance(linear, nn.Linear):
-        return linear.weight.detach().t()
-    if type(linear).__name__ == "Conv1D" and hasattr(linear, "nf"):  # of transformers, which need not be installed
-        return linear.weight.detach()  # type: ignore[return-value, operator]
-    raise ValueError(f"from_linear takes an nn.Linear or a Conv1D of transformers; got a {type(linear).__name__}")
+    if not is_linear(linear):
+        raise ValueError(f"from_linear takes an nn.Linear or a Conv1D of transformers; got {type(linear).__name__}")
+    weight = linear.get_parameter("weight").detach()
+    return weight.t() if isinstance(linear, nn.Linear) else weight

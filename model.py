@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from backends import IMPLS
 from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
+from swap import swap_linears
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -36,7 +37,8 @@ class GPTConfig:
     vocab_size: int = 0
     """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
     ffn: str = "kan"
-    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), relu2, swiglu"""
+    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), mlp_tanh (GPT-2's
+    approximation of it), relu2, swiglu"""
     kan_block: Literal["plain", "gated"] = "plain"
     """plain: one spline layer, n_embd → n_embd. gated: Linear(norm(splines(x) ⊙ Linear(x))), ffn_hidden wide."""
     num_control_points: int = 5
@@ -51,6 +53,8 @@ class GPTConfig:
     """Function the splines start from; auto: zero (plain: blocks start as attention alone), random_normal (gated)."""
     kan_zero_centred: bool = False
     """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
+    kan_swap: str = ""
+    """Linear layers to replace by splines of the same function, as a pattern: "blocks.*.ffn.c_fc"."""
     ffn_hidden: int = 0
     """Hidden width of the MLPs or gated splines; 0: as many parameters as the 4x MLP has, or see ffn_match."""
     ffn_norm: bool = False
@@ -249,6 +253,21 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         self.reset_parameters()
+        if config.kan_swap:
+            self.swap_linears()
+
+    def swap_linears(self) -> None:
+        """Replace the linear layers that `config.kan_swap` names by spline layers that compute the same."""
+        config = self.config
+        swap_linears(
+            self,
+            config.kan_swap,
+            num_control_points=config.num_control_points,
+            spline_width=config.spline_width,
+            impl=config.kan_impl,
+            variant=config.kan_variant,
+            zero_centred=config.kan_zero_centred,
+        )
 
     def reset_parameters(self) -> None:
         """GPT-2's init: N(0, 0.02), residual projections scaled down by √(2·n_layer) or zero; splines by kan_init."""

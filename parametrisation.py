@@ -192,7 +192,9 @@ class Parametrisation(nn.Module):
     def coefficients(self, control_points: Tensor) -> Tensor:
         """p = S⁻¹ c, in the dtype of the control points, computed in float64 where the device has it."""
         if self.zero_centred:
-            left, _, right = control_points.tensor_split((self.num_control_points // 2, self.num_control_points // 2 + 1), 1)
+            left, _, right = control_points.tensor_split(
+                (self.num_control_points // 2, self.num_control_points // 2 + 1), 1
+            )
             return torch.cat((left, right), dim=1)
         if self.matrix is None:
             return control_points

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import backends
 from model import GPT
 from sample import generate
 from training.batches import BatchSampler, evaluation_batches
+from training.calibration import fit_grids, warning_of_activations_outside
 from training.checkpoint import save_checkpoint, training_state
 from training.config import Config
 from training.dataset import Dataset, ensure_prepared
 from training.device import Device, choose_device
 from training.errors import UserError, exit_on_user_error
 from training.evaluation import EVALUATION_TOKENS, evaluate
+from training.init_from import Source, read_source
 from training.interrupt import StopRequest
 from training.optimizer import load_state, make_optimizer, set_learning_rate
 from training.pictures import SplinePictures, picture_batches
@@ -35,9 +40,12 @@ SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
 @exit_on_user_error
 def main() -> None:
     run = open_run(sys.argv[1:])
+    source = read_source(run.config.init_from) if run.config.init_from and run.state is None else None
+    if source is not None:
+        run = dataclasses.replace(run, config=source.configure(run.config))
     dataset = Dataset.open(ensure_prepared(run.config.dataset), run.config.verify_data)
     device = choose_device(run.config)
-    trainer = Trainer(run, dataset, device)
+    trainer = Trainer(run, dataset, device, source)
     trainer.describe()
     with StopRequest() as stop:
         trainer.train(stop)
@@ -61,11 +69,11 @@ class Progress:
 class Trainer:
     """One run, from its first (or resumed) step to its last."""
 
-    def __init__(self, run: Run, dataset: Dataset, device: Device) -> None:
+    def __init__(self, run: Run, dataset: Dataset, device: Device, source: Source | None = None) -> None:
         self.run, self.config, self.dataset, self.device = run, run.config, dataset, device
         config = run.config
         torch.manual_seed(config.seed)
-        self.model = build_model(config, dataset, device, run.state["step"] if run.state else 0)
+        self.model = build_model(config, dataset, device, run.state["step"] if run.state else 0, source)
         self.step_model: nn.Module = torch.compile(self.model) if device.compile else self.model  # type: ignore[assignment]
         self.compiling = device.compile  # in the first step, which is not timed
         self.optimizer = make_optimizer(self.model, config)
@@ -75,11 +83,17 @@ class Trainer:
         self.batches = BatchSampler(dataset.tokens("train"), config.block_size, sequences, config.seed)
         self.val_stream = dataset.tokens("val")
         evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # is there enough?
+        if run.state is None and config.fitted_share_outside:
+            fit_grids(self.model, self._training_tokens(), config.fitted_share_outside)
+        self.warned = False
         elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
         run.create()
         self.metrics = Metrics(run.directory / "metrics.jsonl", self.progress.step)
         self.tracker = Tracker(config, run.directory, wandb_id)
+
+    def _training_tokens(self) -> Iterator[Tensor]:
+        yield from (self.batches.batch(step)[0] for step in itertools.count())
 
     def _restore(self, run: Run) -> tuple[float, str | None]:
         state = run.state
@@ -118,6 +132,9 @@ class Trainer:
         )
         print(f"device  {self.device}")
         if layers:
+            widths = sorted(layer.spline_width for layer in layers)
+            if config.fitted_share_outside:
+                print(f"grids   {widths[0]:.3g} to {widths[-1]:.3g} wide, fitted to the activations")
             print(f"splines computed by {layers[0].resolved_impl} ({layers[0].why_this_impl})")
         sys.stdout.flush()
 
@@ -275,6 +292,7 @@ class Trainer:
         """Pictures of the splines and a sample. They are for looking at: their failure does not stop the run."""
         step = self.progress.step
         try:
+            self._warn_once()
             if self.config.splines:
                 folder = SplinePictures(self.run.directory).draw(
                     self.model, step, picture_batches(self.val_stream, self.config.block_size)
@@ -285,6 +303,15 @@ class Trainer:
                 write_sample(self.model, self.dataset, self.run.directory, step, self.config.sample_tokens)
         except Exception as error:
             print(f"pictures and sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
+
+    def _warn_once(self) -> None:
+        if self.warned or not self.model.spline_layers():
+            return
+        tokens = picture_batches(self.val_stream, self.config.block_size)
+        warning = warning_of_activations_outside(self.model, tokens)
+        if warning is not None:
+            self.warned = True
+            print(f"note    {warning}", flush=True)
 
     def _cannot_write(self, error: OSError) -> str:
         return (
@@ -310,10 +337,13 @@ class Trainer:
         print(f"sample:  {command('sample.py', str(directory))}", flush=True)
 
 
-def build_model(config: Config, dataset: Dataset, device: Device, step: int = 0) -> GPT:
-    """The model after `step` steps on its device. UserError if the vocabulary or the chosen backend does not fit."""
+def build_model(config: Config, dataset: Dataset, device: Device, step: int = 0, source: Source | None = None) -> GPT:
+    """The model after `step` steps, or with the source's parameters, on its device.
+
+    UserError if the vocabulary or the chosen backend does not fit.
+    """
     vocab_size = dataset.tokenizer.vocab_size
-    if config.vocab_size and config.vocab_size < vocab_size:
+    if source is None and config.vocab_size and config.vocab_size < vocab_size:
         raise UserError(f"vocab_size {config.vocab_size} is below the {vocab_size} of {config.dataset}; use 0 or more")
     try:
         if config.ffn == "kan":
@@ -321,7 +351,9 @@ def build_model(config: Config, dataset: Dataset, device: Device, step: int = 0)
             for stage in config.stages():
                 problem = backends.Problem(width, stage.points, width, device.device, tokens)
                 backends.choose(config.kan_impl, problem)
-        model = GPT(config.model_config(vocab_size)).to(device.device)
+        model_config = config.model_config(vocab_size)
+        model = source.build(model_config, dataset.tokenizer) if source is not None else GPT(model_config)
+        model = model.to(device.device)
         refine_model(model, points_after(config.stages(), step))
         return model
     except ValueError as error:

@@ -25,7 +25,9 @@ from training.errors import UserError, exit_on_user_error
 from training.files import write_atomically
 from training.options import OptionParser
 
-USAGE = "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
+USAGE = (
+    "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
+)
 RECIPE = "configs/shakespeare_char_cpu.toml"
 COMMON: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True}
 COMMON |= {"compile": False, "splines": False, "sample_tokens": 0}
@@ -86,8 +88,11 @@ def main() -> None:
         entry.step_ms = curve.step_ms
         entries = [*read_entries(path), entry]
         write_entries(path, entries, arguments.threads)
-        print(f"{entry.method} G={entry.grid} seed {entry.seed} {entry.more}: {entry.losses[-1]:.4f}, "
-              f"{entry.step_ms:.0f} ms a step", flush=True)
+        print(
+            f"{entry.method} G={entry.grid} seed {entry.seed} {entry.more}: {entry.losses[-1]:.4f}, "
+            f"{entry.step_ms:.0f} ms a step",
+            flush=True,
+        )
     print_table([entry for entry in entries if entry.key in {run.key for run in wanted}])
 
 

@@ -46,6 +46,13 @@ class Config(GPTConfig):
     max_iters: int = 2000
     """Optimizer steps in all."""
 
+    init_from: str = ""
+    """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or a GPT-2
+    on its hub (gpt2). Its architecture is taken over; linear layers are swapped for splines (kan_swap) but with
+    --ffn mlp."""
+    kan_fit_grid: float = -1.0
+    """Fit each layer's spline_width before the first step, to leave this share of its activations outside; 0: no;
+    -1: 0.01 where linear layers are swapped, whose inputs may be of any size."""
     kan_smoothness: float = 0.0
     """Weight of the splines' smoothness penalty (mean squared second difference of control points) in the loss."""
     kan_refine: str = ""
@@ -117,6 +124,8 @@ class Config(GPTConfig):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}")
         if not 0 <= self.kan_smoothness < float("inf"):
             raise ValueError(f"kan_smoothness must be finite and at least 0; got {self.kan_smoothness}")
+        if self.kan_fit_grid != -1 and not 0 <= self.kan_fit_grid < 1:
+            raise ValueError(f"kan_fit_grid must be a share, at least 0 and below 1, or -1; got {self.kan_fit_grid}")
         self.stages()
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63; got {self.seed}")
@@ -125,7 +134,7 @@ class Config(GPTConfig):
                 raise ValueError(f"{name} must be a finite number above 0; got {getattr(self, name)}")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be adamw or muon; got {self.optimizer!r}")
-        for name in ("dataset", "out_dir", "wandb_project", "wandb_run_name", "device"):
+        for name in ("dataset", "out_dir", "wandb_project", "wandb_run_name", "device", "init_from"):
             if not _is_text(getattr(self, name)):
                 raise ValueError(f"{name} must be UTF-8 text; got {getattr(self, name)!r}, give another --{name}")
         if self.min_lr != -1 and not 0 <= self.min_lr <= self.learning_rate:
@@ -133,6 +142,11 @@ class Config(GPTConfig):
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1; got {getattr(self, name)}")
+
+    @property
+    def fitted_share_outside(self) -> float:
+        """Of activations, when the grids are fitted; 0 where they are not."""
+        return (0.01 if self.kan_swap else 0.0) if self.kan_fit_grid == -1 else self.kan_fit_grid
 
     def stages(self) -> tuple[Stage, ...]:
         """The splines' grids, and after how many steps each begins. ValueError if kan_refine is not well formed."""

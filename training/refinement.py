@@ -93,9 +93,7 @@ def gradient_transfer(layer: KANLayer, before: Grid) -> Array:
     return shrinkage * new.T @ before.interpolation(layer.grid) @ np.linalg.pinv(old).T
 
 
-def replace_parameter(
-    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, transfer: Array
-) -> None:
+def replace_parameter(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, transfer: Array) -> None:
     """Let `optimizer` train `new` in place of `old`, its state carried along the middle axis by `transfer`.
 
     What is an average of gradients follows as gradients do. An average of their squares (a name with "sq") follows as
