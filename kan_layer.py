@@ -194,9 +194,9 @@ class KANLayer(nn.Module):
         """
         slopes = linear_slopes(linear)
         bias = getattr(linear, "bias", None)
-        layer = cls(
-            *slopes.shape, init="zero", bias=bias is not None, device=slopes.device, dtype=slopes.dtype, **options
-        )
+        inputs, outputs = slopes.shape
+        made = {"init": "zero", "bias": bias is not None, "device": slopes.device, "dtype": slopes.dtype}
+        layer = cls(inputs, outputs, **made, **options)
         layer._set_lines(slopes)
         if layer.bias is not None and bias is not None:
             with torch.no_grad():

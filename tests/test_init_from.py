@@ -1,4 +1,4 @@
-"""--init-from: GPT-2 as transformers computes it, with splines for linear layers and then fine-tuned; and our own MLPs."""
+"""--init-from: GPT-2 as transformers computes it, with splines for linear layers, then fine-tuned; and our own MLPs."""
 
 from pathlib import Path
 

@@ -158,5 +158,5 @@ def test_a_model_of_every_variant_starts_as_the_same_function() -> None:
 
 
 def test_zero_centred_splines_are_stored_as_they_are() -> None:
-    with pytest.raises(ValueError, match="zero_centred needs the variant B-spline.*got 'DCT'"):
+    with pytest.raises(ValueError, match=r"zero_centred needs the variant B-spline.*got 'DCT'"):
         KANLayer(3, 3, num_control_points=5, zero_centred=True, variant="DCT")

@@ -43,6 +43,6 @@ def warning_of_activations_outside(model: GPT, batches: Batches) -> str | None:
     width = max(fitted_width(inputs[index], SUGGESTED) for index in too_many)
     return (
         f"{len(too_many)} of {len(layers)} spline layers have more than {MANY:.0%} of their activations outside the "
-        f"grid, where splines are straight (layer {worst}: {shares[worst]:.0%} beyond "
-        f"±{layers[worst].spline_width / 2:.3g}); --spline_width {width:.2g} or --kan_fit_grid {SUGGESTED} would mend it"
+        f"grid, where splines are straight (number {worst}: {shares[worst]:.0%} beyond "
+        f"±{layers[worst].spline_width / 2:.3g}); --spline_width {width:.2g} or --kan_fit_grid {SUGGESTED} mends it"
     )

@@ -36,7 +36,7 @@ class Source:
     """What its tokens mean; None where that is not recorded."""
 
     def configure(self, config: Config) -> Config:
-        """The source's architecture in place of the configured one, its linear layers to be swapped where ffn is kan."""
+        """The source's architecture in place of the configured one; its linear layers are swapped where ffn is kan."""
         ffn = self.architecture["ffn"]
         if config.ffn not in ("kan", ffn, "mlp"):
             raise UserError(

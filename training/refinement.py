@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def parse_stages(text: str, num_control_points: int) -> tuple[Stage, ...]:
             f"kan_refine begins with {stages[0].points} control points and num_control_points is {num_control_points}; "
             f"give --num_control_points {stages[0].points}"
         )
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in itertools.pairwise(stages):
         if after.step <= before.step:
             raise ValueError(f"kan_refine must have rising steps; got {after.step} behind {before.step}: {example}")
         cells = before.points - 1
