@@ -195,7 +195,12 @@ class KANLayer(nn.Module):
         slopes = linear_slopes(linear)
         bias = getattr(linear, "bias", None)
         inputs, outputs = slopes.shape
-        made = {"init": "zero", "bias": bias is not None, "device": slopes.device, "dtype": slopes.dtype}
+        made: dict[str, Any] = {
+            "init": "zero",
+            "bias": bias is not None,
+            "device": slopes.device,
+            "dtype": slopes.dtype,
+        }
         layer = cls(inputs, outputs, **made, **options)
         layer._set_lines(slopes)
         if layer.bias is not None and bias is not None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 Array = npt.NDArray[Any]
 
 PASSBAND = 4  # balanced: cosine modes up to this are learnt at full speed, higher ones at a rate that falls as k⁻²
+FROM_HALVES = 400  # knots from which on two products of half the size beat one: `python bench/variants.py`, on a CPU
 DECAY = 1.0  # hierarchical: what halving an interval does to its hat's height, as an exponent of two
 
 
@@ -137,6 +138,7 @@ BASES: dict[str, Callable[[int], Array]] = {
     "hierarchical": multilevel_hats,
 }
 VARIANTS = tuple(BASES)
+MIRRORED = ("DCT", "Legendre", "balanced")  # column k is even or odd about the middle of the grid, as k is
 
 
 @lru_cache
@@ -186,7 +188,11 @@ class Parametrisation(nn.Module):
             middle = weight.new_zeros(weight.shape[0], 1, weight.shape[2])
             left, right = weight.chunk(2, dim=1)
             return torch.cat((left, middle, right), dim=1)
-        return weight if self.matrix is None else torch.matmul(self.matrix, weight)
+        if self.matrix is None:
+            return weight
+        if self.variant in MIRRORED and self.num_control_points >= FROM_HALVES:
+            return mirrored_product(self.matrix, weight)
+        return torch.matmul(self.matrix, weight)
 
     @torch.no_grad()
     def coefficients(self, control_points: Tensor) -> Tensor:
@@ -204,6 +210,20 @@ class Parametrisation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.variant}, {self.num_control_points}"
+
+
+def mirrored_product(matrix: Tensor, weight: Tensor) -> Tensor:
+    """matrix (G, G) times weight (I, G, O) with half the multiplications, for columns that are even and odd in turn.
+
+    The even ones make a function's symmetric part, the odd ones the rest; both are known from half of the grid. This is
+    the first step of a fast cosine transform; the steps after it would save less than their additions cost.
+    """
+    half = len(matrix) // 2
+    middle = len(matrix) - half  # one more than half where there is a knot in the middle
+    symmetric = torch.matmul(matrix[:middle, ::2], weight[:, ::2])  # (I, middle, O)
+    rest = torch.matmul(matrix[:half, 1::2], weight[:, 1::2])  # (I, half, O)
+    left, between = symmetric[:, :half], symmetric[:, half:]
+    return torch.cat((left + rest, between, (left - rest).flip(1)), dim=1)
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench.conditioning import conditions
 from kan_layer import INITS, KANLayer
 from model import GPT, GPTConfig
-from parametrisation import VARIANTS, basis, inverse_basis
+from parametrisation import FROM_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
 from tests import spline_reference
 from tests.test_backends import every_impl, relative_error
 
@@ -155,6 +155,19 @@ def test_a_model_of_every_variant_starts_as_the_same_function() -> None:
         logits.append(GPT(GPTConfig(vocab_size=11, kan_variant=variant, **options))(tokens)[0])
     for other in logits[1:]:
         torch.testing.assert_close(other, logits[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", MIRRORED)
+@pytest.mark.parametrize("grid", [2, 3, 8, 9, FROM_HALVES, FROM_HALVES + 1])
+def test_products_by_halves_are_the_whole_product(variant: str, grid: int) -> None:
+    matrix = torch.tensor(basis(variant, grid))
+    weight = torch.randn(2, grid, 3, dtype=torch.float64, requires_grad=True)
+    halves, whole = mirrored_product(matrix, weight), matrix @ weight
+    torch.testing.assert_close(halves, whole)
+    dy = torch.randn_like(whole)
+    torch.testing.assert_close(*(torch.autograd.grad(y, weight, dy)[0] for y in (halves, whole)))
+    layer = KANLayer(2, 3, num_control_points=grid, variant=variant, dtype=torch.float64)
+    torch.testing.assert_close(layer.parametrisation.control_points(weight), whole)
 
 
 def test_zero_centred_splines_are_stored_as_they_are() -> None:
