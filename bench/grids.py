@@ -110,7 +110,10 @@ def runs(arguments: Arguments) -> Iterator[Entry]:
 
 def configure(entry: Entry, threads: int) -> Config:
     options: dict[str, Any] = {**COMMON, "num_threads": threads, "seed": entry.seed, "num_control_points": entry.grid}
-    options |= dict(option.split("=", 1) for option in entry.more.split())
+    more = [option.partition("=") for option in entry.more.split()]
+    if not all(equals for _, equals, _ in more):
+        raise UserError(f"more is a list of NAME=VALUE with spaces between; got {entry.more!r}")
+    options |= {name: value for name, _, value in more}
     for part in entry.method.split("+"):
         name, _, value = part.partition(":")
         if name == "penalty":
