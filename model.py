@@ -37,8 +37,8 @@ class GPTConfig:
     vocab_size: int = 0
     """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
     ffn: str = "kan"
-    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), mlp_tanh (GPT-2's
-    approximation of it), relu2, swiglu"""
+    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), relu2, swiglu,
+    mlp_tanh (GELU as GPT-2 approximates it)."""
     kan_block: Literal["plain", "gated"] = "plain"
     """plain: one spline layer, n_embd → n_embd. gated: Linear(norm(splines(x) ⊙ Linear(x))), ffn_hidden wide."""
     num_control_points: int = 5
@@ -48,7 +48,7 @@ class GPTConfig:
     kan_impl: str = "auto"
     """How the spline layers are computed: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
     kan_variant: str = "B-spline"
-    """Parametrisation of the splines' control points."""
+    """Parametrisation of the control points: B-spline stores them; balanced suits large grids (docs/splines.md)."""
     kan_init: Literal["auto", "zero", "random_normal", "identity"] = "auto"
     """Function the splines start from; auto: zero (plain: blocks start as attention alone), random_normal (gated)."""
     kan_zero_centred: bool = False

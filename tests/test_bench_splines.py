@@ -19,7 +19,12 @@ def tiny(dataset: Path) -> str:
 def test_grids_trains_every_method_and_repeats_nothing(tmp_path: Path) -> None:
     more = tiny(make_dataset(tmp_path / "words"))
     output = tmp_path / "grids.json"
-    arguments = ["--grids=5,9", "--methods=plain,balanced,refine+DCT,penalty:10", f"--more={more}", f"--output={output}"]
+    arguments = [
+        "--grids=5,9",
+        "--methods=plain,balanced,refine+DCT,penalty:10",
+        f"--more={more}",
+        f"--output={output}",
+    ]
     first = call(grids.main, *arguments, "--seeds=1")
     assert first.code == 0 and first.out.count(" seed 1 ") == 8, first
     second = call(grids.main, *arguments, "--seeds=1,2")
