@@ -7,6 +7,7 @@ import torch
 
 import train
 from kan_layer import KANLayer
+from swap import swap_linears
 from tests.runs import assert_one_sentence, call, make_dataset, options, read_metrics, resume_options, train_until
 from training.checkpoint import load_checkpoint, step_path
 from training.dataset import Dataset
@@ -74,6 +75,16 @@ def tuning(dataset: Path, run: Path, source: Path, **more: object) -> list[str]:
     return [a for a in arguments if not a.startswith(tuple(f"--{n}=" for n in architecture))] + [
         f"--init-from={source}"
     ]
+
+
+def test_layers_of_transformers_itself_can_be_swapped(gpt2: Path, vocab_size: int) -> None:
+    """Its Conv1D, whose weights are transposed."""
+    model = transformers.GPT2LMHeadModel.from_pretrained(gpt2).eval()
+    tokens = torch.randint(vocab_size, (3, 16))
+    before = model(tokens).logits
+    names = swap_linears(model, "*.mlp.c_fc, *.attn.c_proj", num_control_points=6, spline_width=7.0)
+    assert len(names) == 4
+    torch.testing.assert_close(model(tokens).logits, before, rtol=1e-5, atol=1e-5)
 
 
 def test_grids_are_fitted_to_what_reaches_the_swapped_layers(tmp_path: Path, dataset: Path, gpt2: Path) -> None:
