@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import backends
 from model import GPT
 from sample import generate
 from training.batches import BatchSampler, evaluation_batches
-from training.calibration import fit_grids, warning_of_activations_outside
 from training.checkpoint import save_checkpoint, training_state
-from training.config import Config
 from training.dataset import Dataset, ensure_prepared
 from training.device import Device, choose_device
 from training.errors import UserError, exit_on_user_error
 from training.evaluation import EVALUATION_TOKENS, evaluate
-from training.init_from import Source, read_source
 from training.interrupt import StopRequest
 from training.optimizer import load_state, make_optimizer, set_learning_rate
 from training.pictures import SplinePictures, picture_batches
 from training.progress import Metrics, Stopwatch, duration, progress_line
-from training.refinement import points_after, refine_model, smoothness
 from training.run import Run, command, open_run
 from training.schedule import learning_rate
+from training.spline_training import SplineTraining
 from training.tracker import Tracker
 
 SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
@@ -40,12 +34,9 @@ SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
 @exit_on_user_error
 def main() -> None:
     run = open_run(sys.argv[1:])
-    source = read_source(run.config.init_from) if run.config.init_from and run.state is None else None
-    if source is not None:
-        run = dataclasses.replace(run, config=source.configure(run.config))
     dataset = Dataset.open(ensure_prepared(run.config.dataset), run.config.verify_data)
     device = choose_device(run.config)
-    trainer = Trainer(run, dataset, device, source)
+    trainer = Trainer(run, dataset, device)
     trainer.describe()
     with StopRequest() as stop:
         trainer.train(stop)
@@ -69,13 +60,14 @@ class Progress:
 class Trainer:
     """One run, from its first (or resumed) step to its last."""
 
-    def __init__(self, run: Run, dataset: Dataset, device: Device, source: Source | None = None) -> None:
+    def __init__(self, run: Run, dataset: Dataset, device: Device) -> None:
         self.run, self.config, self.dataset, self.device = run, run.config, dataset, device
         config = run.config
         torch.manual_seed(config.seed)
-        self.model = build_model(config, dataset, device, run.state["step"] if run.state else 0, source)
+        self.model = build_model(run, dataset, device)
         self.step_model: nn.Module = torch.compile(self.model) if device.compile else self.model  # type: ignore[assignment]
         self.compiling = device.compile  # in the first step, which is not timed
+        self.splines = SplineTraining(self.model, config)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = device.grad_scaler()
         self.progress = Progress()
@@ -83,17 +75,11 @@ class Trainer:
         self.batches = BatchSampler(dataset.tokens("train"), config.block_size, sequences, config.seed)
         self.val_stream = dataset.tokens("val")
         evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # is there enough?
-        if run.state is None and config.fitted_share_outside:
-            fit_grids(self.model, self._training_tokens(), config.fitted_share_outside)
-        self.warned = False
         elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
         run.create()
         self.metrics = Metrics(run.directory / "metrics.jsonl", self.progress.step)
         self.tracker = Tracker(config, run.directory, wandb_id)
-
-    def _training_tokens(self) -> Iterator[Tensor]:
-        yield from (self.batches.batch(step)[0] for step in itertools.count())
 
     def _restore(self, run: Run) -> tuple[float, str | None]:
         state = run.state
@@ -132,9 +118,9 @@ class Trainer:
         )
         print(f"device  {self.device}")
         if layers:
-            widths = sorted(layer.spline_width for layer in layers)
             if config.fitted_share_outside:
-                print(f"grids   {widths[0]:.3g} to {widths[-1]:.3g} wide, fitted to the activations")
+                widths = [layer.spline_width for layer in layers]
+                print(f"grids   {min(widths):.3g} to {max(widths):.3g} wide, fitted to the activations")
             print(f"splines computed by {layers[0].resolved_impl} ({layers[0].why_this_impl})")
         sys.stdout.flush()
 
@@ -173,9 +159,8 @@ class Trainer:
             with self.device.autocast():
                 _, part = self.step_model(x_part.to(self.device.device), y_part.to(self.device.device))
             loss += part.detach() / config.gradient_accumulation_steps
-            if config.kan_smoothness:
-                part = part + config.kan_smoothness * smoothness(self.model)
-            self.scaler.scale(part / config.gradient_accumulation_steps).backward()
+            part = (part + self.splines.penalty()) / config.gradient_accumulation_steps
+            self.scaler.scale(part).backward()
         self.scaler.unscale_(self.optimizer)
         limit = config.grad_clip or math.inf
         progress.grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
@@ -186,20 +171,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         untimed, self.compiling = self.compiling, False
-        if self._refine_if_due():
+        if self.splines.refine(progress.step, self.optimizer):
             untimed, self.compiling = True, self.device.compile  # once more, for the new shapes
         if untimed:
             self.stopwatch.restart()
         else:
             self.stopwatch.step()
-
-    def _refine_if_due(self) -> bool:
-        """Put more knots into the splines where kan_refine says so, optimizer state and all."""
-        points = points_after(self.config.stages(), self.progress.step)
-        refined = refine_model(self.model, points, self.optimizer)
-        if refined:
-            print(f"step {self.progress.step}: the splines go on with {points} control points", flush=True)
-        return refined
 
     def _refuse_nonfinite(self) -> None:
         """Stop before the step that would spoil the parameters. (The float16 scaler skips bad gradients itself.)"""
@@ -256,9 +233,8 @@ class Trainer:
             "tokens_per_second": stopwatch.tokens_per_second,
             "step_ms": 1000 * stopwatch.step_s,
             "elapsed_s": stopwatch.elapsed_s,
+            **self.splines.metrics(),
         }
-        if config.kan_smoothness:
-            record["smoothness"] = smoothness(self.model).item()
         self.metrics.write(record)
         self.tracker.log(record, progress.step)
 
@@ -292,7 +268,7 @@ class Trainer:
         """Pictures of the splines and a sample. They are for looking at: their failure does not stop the run."""
         step = self.progress.step
         try:
-            self._warn_once()
+            self.splines.warn_once(self.val_stream)
             if self.config.splines:
                 folder = SplinePictures(self.run.directory).draw(
                     self.model, step, picture_batches(self.val_stream, self.config.block_size)
@@ -303,15 +279,6 @@ class Trainer:
                 write_sample(self.model, self.dataset, self.run.directory, step, self.config.sample_tokens)
         except Exception as error:
             print(f"pictures and sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
-
-    def _warn_once(self) -> None:
-        if self.warned or not self.model.spline_layers():
-            return
-        tokens = picture_batches(self.val_stream, self.config.block_size)
-        warning = warning_of_activations_outside(self.model, tokens)
-        if warning is not None:
-            self.warned = True
-            print(f"note    {warning}", flush=True)
 
     def _cannot_write(self, error: OSError) -> str:
         return (
@@ -337,24 +304,29 @@ class Trainer:
         print(f"sample:  {command('sample.py', str(directory))}", flush=True)
 
 
-def build_model(config: Config, dataset: Dataset, device: Device, step: int = 0, source: Source | None = None) -> GPT:
-    """The model after `step` steps, or with the source's parameters, on its device.
+def build_model(run: Run, dataset: Dataset, device: Device) -> GPT:
+    """The model that a run goes on with, on its device, with the grids of its step (not yet with saved parameters).
 
     UserError if the vocabulary or the chosen backend does not fit.
     """
-    vocab_size = dataset.tokenizer.vocab_size
-    if source is None and config.vocab_size and config.vocab_size < vocab_size:
-        raise UserError(f"vocab_size {config.vocab_size} is below the {vocab_size} of {config.dataset}; use 0 or more")
+    config, tokenizer = run.config, dataset.tokenizer
+    if run.source is None and 0 < config.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"vocab_size {config.vocab_size} is below the {tokenizer.vocab_size} of {config.dataset}; use 0 or more"
+        )
+    model_config = config.model_config(tokenizer.vocab_size)
     try:
         if config.ffn == "kan":
             width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
             for stage in config.stages():
                 problem = backends.Problem(width, stage.points, width, device.device, tokens)
                 backends.choose(config.kan_impl, problem)
-        model_config = config.model_config(vocab_size)
-        model = source.build(model_config, dataset.tokenizer) if source is not None else GPT(model_config)
+        model = run.source.build(model_config, tokenizer) if run.source is not None else GPT(model_config)
         model = model.to(device.device)
-        refine_model(model, points_after(config.stages(), step))
+        splines = SplineTraining(model, config)
+        if run.state is None:
+            splines.begin(dataset.tokens("train"))
+        splines.refine(run.state["step"] if run.state else 0)
         return model
     except ValueError as error:
         raise UserError(str(error)) from error

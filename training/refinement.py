@@ -112,9 +112,3 @@ def replace_parameter(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: 
             matrix = (squared if "sq" in name else linear).to(value)
             state[name] = torch.matmul(matrix, value)  # (I, new, O)
     optimizer.state[new] = state
-
-
-def smoothness(model: GPT) -> Tensor:
-    """Mean over the spline layers of their smoothness penalty, differentiable; 0 where there are none."""
-    penalties = [layer.smoothness_penalty() for layer in model.spline_layers()]
-    return torch.stack(penalties).mean() if penalties else torch.zeros(())
