@@ -93,8 +93,8 @@ def balanced_cosines(points: int) -> Array:
 def gram_polynomials(points: int) -> Array:
     """Legendre polynomials of the grid: of degree 0 … G-1, orthogonal over the knots (Gram's), root mean square one.
 
-    By Lanczos' recurrence with full orthogonalization: sampled Legendre polynomials themselves are not a usable basis
-    beyond G of about 20, being almost dependent.
+    By Lanczos' recurrence with full orthogonalization: Legendre polynomials sampled at the knots are almost dependent,
+    with a condition number of 1e7 at G=32 and 2e16 at G=64.
     """
     x = np.linspace(-1, 1, points)
     basis = np.ones((points, points)) / math.sqrt(points)
