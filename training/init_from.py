@@ -17,8 +17,8 @@ from training.errors import UserError
 from training.tokenizer import Tokenizer
 
 USUAL_SWAP = "blocks.*.ffn.c_fc"  # the first matrix of each MLP
-# Options that stay the user's; all others of the model are those of the source.
-NOT_OF_THE_SOURCE = {"num_control_points", "spline_width", "dropout", "ffn_match"}
+# The options of the model that stay the user's are those of splines and these; all others are the source's.
+NOT_OF_THE_SOURCE = {"num_control_points", "spline_width", "dropout"}
 # transformers' name of the activation → our name of the layer.
 ACTIVATIONS = {"gelu_new": "mlp_tanh", "gelu_pytorch_tanh": "mlp_tanh", "gelu": "mlp"}
 
@@ -80,10 +80,16 @@ def _from_run(path: Path) -> Source:
         raise UserError(
             f"{path} has splines already; go on with it by --out_dir {path} --resume True, or start from an MLP's run"
         )
-    kept = {field.name for field in dataclasses.fields(GPTConfig)} - NOT_OF_THE_SOURCE
-    architecture = {name: getattr(config, name) for name in kept if not name.startswith("kan_")}
+    architecture = architecture_of(config)
     architecture["ffn_hidden"] = checkpoint.model.get_submodule("blocks.0.ffn.c_proj").in_features
     return Source(str(path), architecture, state, checkpoint.tokenizer)
+
+
+def architecture_of(config: GPTConfig) -> dict[str, Any]:
+    """The options that a source decides about."""
+    names = {field.name for field in dataclasses.fields(GPTConfig)} - NOT_OF_THE_SOURCE
+    architecture = {name: getattr(config, name) for name in names if not name.startswith("kan_")}
+    return {**architecture, "ffn_match": False}  # the width that it led to is given
 
 
 def _from_transformers(name: str) -> Source:
@@ -122,6 +128,7 @@ def _from_transformers(name: str) -> Source:
 def gpt2_architecture(config: Any) -> dict[str, Any]:
     """The options of GPTConfig that make it the GPT-2 of a transformers configuration."""
     return {
+        **architecture_of(GPTConfig()),
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_embd": config.n_embd,
@@ -129,7 +136,6 @@ def gpt2_architecture(config: Any) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "ffn": ACTIVATIONS[config.activation_function],
         "ffn_hidden": config.n_inner or 4 * config.n_embd,
-        "ffn_norm": False,
         "position": "learned",
         "norm": "layernorm",
         "qk_norm": False,
