@@ -55,8 +55,8 @@ class SplineTraining:
         """Say so, the first time, if many activations lie outside the grids."""
         if self._has_warned or not self.model.spline_layers():
             return
-        batches = picture_batches(val_stream, self.config.block_size)
-        warning = warning_of_activations_outside(self.model, batches)
+        few = picture_batches(val_stream, self.config.block_size)[:1]  # it is looked at after every evaluation
+        warning = warning_of_activations_outside(self.model, few)
         if warning is not None:
             self._has_warned = True
             print(f"note    {warning}", flush=True)
