@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import backends
 from model import GPT
 from sample import generate
 from training.batches import BatchSampler, evaluation_batches
-from training.checkpoint import save_checkpoint, training_state
-from training.dataset import Dataset, ensure_prepared
+from training.dataset import Dataset, open_together
 from training.device import Device, choose_device
-from training.errors import UserError, exit_on_user_error
+from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
+from training.errors import UserError, end_at_once, exit_on_user_error
 from training.evaluation import EVALUATION_TOKENS, evaluate
-from training.interrupt import StopRequest
-from training.optimizer import load_state, make_optimizer, set_learning_rate
+from training.interrupt import StopRequest, must_stop
+from training.optimizer import make_optimizer, set_learning_rate
+from training.parallel import ParallelModel, check_shardable
 from training.pictures import SplinePictures, picture_batches
-from training.progress import Metrics, Stopwatch, duration, progress_line
+from training.progress import Stopwatch, duration, progress_line
+from training.randomness import seed_step
 from training.run import Run, command, open_run
+from training.run_writer import RunWriter
 from training.schedule import learning_rate
 from training.spline_training import SplineTraining
+from training.token_file import DataChanged
 from training.tracker import Tracker
 
 SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
@@ -33,14 +36,18 @@ SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
 
 @exit_on_user_error
 def main() -> None:
-    run = open_run(sys.argv[1:])
-    dataset = Dataset.open(ensure_prepared(run.config.dataset), run.config.verify_data)
-    device = choose_device(run.config)
-    trainer = Trainer(run, dataset, device)
-    trainer.describe()
-    with StopRequest() as stop:
-        trainer.train(stop)
-    trainer.tell_what_next(stop)
+    with join_world() as world:
+        run = open_run(sys.argv[1:], world)
+        dataset = open_together(run.config.dataset, run.config.verify_data, world)
+        with world.together():
+            device = choose_device(run.config, world)
+        trainer = Trainer(run, dataset, device, world)
+        trainer.describe()
+        with StopRequest() as stop:
+            trainer.train(stop)
+        trainer.tell_what_next(stop)
+    if trainer.tracker.hangs:
+        end_at_once(stop.exit_code)
     sys.exit(stop.exit_code)
 
 
@@ -54,53 +61,60 @@ class Progress:
     val_loss: float | None = None
     is_best: bool = False
     best_val_loss: float = math.inf
+    skipped_steps: int = 0
+    """In a row, up to now."""
     saved_step: int = -1
+    """The step whose checkpoint is written, or being written."""
 
 
 class Trainer:
-    """One run, from its first (or resumed) step to its last."""
+    """One run, from its first (or resumed) step to its last; on each of its processes."""
 
-    def __init__(self, run: Run, dataset: Dataset, device: Device) -> None:
-        self.run, self.config, self.dataset, self.device = run, run.config, dataset, device
+    def __init__(self, run: Run, dataset: Dataset, device: Device, world: World = ALONE) -> None:
+        self.run, self.config, self.dataset, self.device, self.world = run, run.config, dataset, device, world
         config = run.config
         torch.manual_seed(config.seed)
-        self.model = build_model(run, dataset, device)
-        self.step_model: nn.Module = torch.compile(self.model) if device.compile else self.model  # type: ignore[assignment]
+        sequences = config.batch_size * config.gradient_accumulation_steps
+        with world.together():
+            share, self.pass_size = share_of_step(sequences, config.batch_size, world.size)
+            self.model = build_model(run, dataset, device, world)
+            train_stream, self.val_stream = dataset.tokens("train"), dataset.tokens("val")
+            self.batches = BatchSampler(train_stream, config.block_size, sequences, config.seed, world.rank, world.size)
+            evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # enough?
+        self.passes = share // self.pass_size
+        self.parallel = ParallelModel(self.model, device, world, config.fsdp)
         self.compiling = device.compile  # in the first step, which is not timed
         self.splines = SplineTraining(self.model, config)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = device.grad_scaler()
         self.progress = Progress()
-        sequences = config.batch_size * config.gradient_accumulation_steps
-        self.batches = BatchSampler(dataset.tokens("train"), config.block_size, sequences, config.seed)
-        self.val_stream = dataset.tokens("val")
-        evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # is there enough?
-        elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
+        with world.together():
+            elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
+        self._settle()
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
-        run.create()
-        self.metrics = Metrics(run.directory / "metrics.jsonl", self.progress.step)
-        self.tracker = Tracker(config, run.directory, wandb_id)
+        self.writer = RunWriter(run, self.parallel, self.optimizer)
+        self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
+
+    def _settle(self) -> None:
+        self.parallel.settle(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
 
     def _restore(self, run: Run) -> tuple[float, str | None]:
         state = run.state
-        assert state is not None
+        assert state is not None and run.checkpoint is not None
         if state["data_fingerprint"] != self.dataset.fingerprint:
             raise UserError(
                 f"{self.dataset.folder} is not the data that {run.directory} was trained on; "
                 f"prepare that again, or start a new run in another --out_dir"
             )
         try:
-            self.model.load_state_dict(state["model"])
-            load_state(self.optimizer, state["optimizer"])
+            self.parallel.restore(self.optimizer, state, run.checkpoint)
             if state["scaler"] and self.scaler.is_enabled():  # empty unless that run was in float16 too
                 self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"the newest checkpoint of {run.directory} does not fit its configuration") from error
-        torch.set_rng_state(state["rng"]["cpu"])
-        if "cuda" in state["rng"] and self.device.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device.device)
         self.progress.step = self.progress.saved_step = state["step"]
         self.progress.best_val_loss = state["best_val_loss"]
+        self.progress.skipped_steps = state["skipped_steps"]
         return state["elapsed_s"], state["wandb_id"]
 
     def describe(self) -> None:
@@ -116,7 +130,7 @@ class Trainer:
             f"model   {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context "
             f"{config.block_size}: {self.model.num_parameters():,} parameters, {ffn:,} of them in {kind}"
         )
-        print(f"device  {self.device}")
+        print(f"device  {self.device}{self.parallel}")
         if layers:
             if config.fitted_share_outside:
                 widths = [layer.spline_width for layer in layers]
@@ -128,70 +142,79 @@ class Trainer:
         """All steps that are left, with evaluations and checkpoints between; returns early when asked to stop."""
         config, progress = self.config, self.progress
         try:
-            while progress.step < config.max_iters and not stop:
-                self.step()
-                self._log_if_due()
-                if self._is_due(config.eval_interval):
-                    with self.stopwatch.pause():
-                        self._save()
-                        self._show()
-            if progress.saved_step != progress.step:
-                self._save()
-        except BrokenPipeError:  # who read the progress lines has gone away: not a matter of the disk
-            raise
-        except OSError as error:
-            raise UserError(self._cannot_write(error)) from error
+            with noticing_losses():
+                while progress.step < config.max_iters and not must_stop(stop, self.world):
+                    self.step()
+                    self._log_if_due()
+                    if self._is_due(config.eval_interval):
+                        with self.stopwatch.pause():
+                            self._save()
+                            self._show()
+                if progress.saved_step != progress.step:
+                    self._save()
+                self.writer.wait()
+        except (LostProcess, DataChanged) as error:
+            kept, again = self.writer.kept(), self.writer.resume_command()
+            raise type(error)(f"{error}; {kept}: go on with {again}") from error
         finally:
-            self.metrics.close()
+            self.writer.close()
             self.tracker.finish()
 
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters
 
     def step(self) -> None:
-        """One optimizer step on gradient_accumulation_steps micro-batches."""
+        """One optimizer step on gradient_accumulation_steps micro-batches, shared by all processes."""
         progress, config = self.progress, self.config
         set_learning_rate(self.optimizer, learning_rate(progress.step, config))
-        self.step_model.train()
+        seed_step(config.seed, progress.step, self.world.rank)
+        self.parallel.train()
         x, y = self.batches.batch(progress.step)
         loss = torch.zeros((), device=self.device.device)
-        for x_part, y_part in zip(x.split(config.batch_size), y.split(config.batch_size), strict=True):
-            with self.device.autocast():
-                _, part = self.step_model(x_part.to(self.device.device), y_part.to(self.device.device))
-            loss += part.detach() / config.gradient_accumulation_steps
-            part = (part + self.splines.penalty()) / config.gradient_accumulation_steps
-            self.scaler.scale(part).backward()
+        parts = zip(x.split(self.pass_size), y.split(self.pass_size), strict=True)
+        for number, (x_part, y_part) in enumerate(parts, start=1):
+            with self.parallel.accumulating(last=number == self.passes):
+                part = self.parallel.loss(x_part, y_part) / self.passes
+                self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
+            loss += part.detach()
         self.scaler.unscale_(self.optimizer)
-        limit = config.grad_clip or math.inf
-        progress.grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        progress.train_loss = float(loss)
-        self._refuse_nonfinite()
-        self.scaler.step(self.optimizer)
+        progress.grad_norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
+        progress.train_loss = self.world.mean(float(loss))
+        if self._is_usable():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         untimed, self.compiling = self.compiling, False
         if self.splines.refine(progress.step, self.optimizer):
+            self.parallel.wrap()
+            self._settle()
             untimed, self.compiling = True, self.device.compile  # once more, for the new shapes
         if untimed:
             self.stopwatch.restart()
         else:
             self.stopwatch.step()
 
-    def _refuse_nonfinite(self) -> None:
-        """Stop before the step that would spoil the parameters. (The float16 scaler skips bad gradients itself.)"""
-        progress = self.progress
+    def _is_usable(self) -> bool:
+        """Whether loss and gradients are finite. If not, stop before they spoil the parameters, or skip the step.
+
+        (The float16 scaler skips bad gradients itself.)
+        """
+        progress, config = self.progress, self.config
         bad_norm = not math.isfinite(progress.grad_norm) and not self.scaler.is_enabled()
         if math.isfinite(progress.train_loss) and not bad_norm:
-            return
-        raise UserError(
-            f"step {progress.step + 1} gave a loss of {progress.train_loss:g} and a gradient norm of "
-            f"{progress.grad_norm:g}, and training stopped before using them; {self._kept()}; {self._mend()}"
-        )
-
-    def _kept(self) -> str:
-        saved = self.progress.saved_step
-        return f"the checkpoint of step {saved} is good" if saved >= 0 else "nothing was saved yet"
+            progress.skipped_steps = 0
+            return True
+        what = f"step {progress.step + 1} gave a loss of {progress.train_loss:g} and a gradient norm of "
+        what += f"{progress.grad_norm:g}"
+        if config.on_nonfinite == "stop":
+            raise UserError(f"{what}, and training stopped before using them; {self.writer.kept()}; {self._mend()}")
+        if progress.skipped_steps == config.max_skipped_steps:
+            skipped = f"after {progress.skipped_steps} skipped steps in a row"
+            raise UserError(f"{what} {skipped}, and training stopped; {self.writer.kept()}; {self._mend()}")
+        progress.skipped_steps += 1
+        print(f"{what}: skipped ({progress.skipped_steps} of at most {config.max_skipped_steps} in a row)", flush=True)
+        return False
 
     def _mend(self) -> str:
         return f"try a lower --learning_rate (now {self.config.learning_rate:g}) or more --warmup_iters"
@@ -207,7 +230,8 @@ class Trainer:
         val_loss = None
         if evaluating:
             with stopwatch.pause():
-                val_loss = progress.val_loss = evaluate(self.model, self.val_stream, config, self.device)
+                val_loss = evaluate(self.model, self.val_stream, config, self.device, self.world)
+            progress.val_loss = val_loss
             progress.is_best = val_loss < progress.best_val_loss
             if progress.is_best:
                 progress.best_val_loss = val_loss
@@ -235,7 +259,7 @@ class Trainer:
             "elapsed_s": stopwatch.elapsed_s,
             **self.splines.metrics(),
         }
-        self.metrics.write(record)
+        self.writer.log(record)
         self.tracker.log(record, progress.step)
 
     def _mfu(self) -> float | None:
@@ -244,58 +268,52 @@ class Trainer:
         return self.model.flops_per_token() * self.stopwatch.tokens_per_second / peak if peak else None
 
     def _save(self) -> None:
-        progress = self.progress
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise UserError(f"step {progress.step} made parameters that are not finite; {self._kept()}; {self._mend()}")
-        state = training_state(
-            self.model,
-            self.optimizer,
-            self.scaler,
-            self.device.device,
-            self.config,
-            self.dataset.tokenizer,
-            self.dataset.fingerprint,
-            progress.step,
-            progress.best_val_loss,
-            self.stopwatch.elapsed_s,
-            self.tracker.run_id,
-        )
-        is_best = progress.is_best and self._is_due(self.config.eval_interval)
-        save_checkpoint(self.run.directory, state, is_best, self.config.keep_checkpoints)
+        """Copy all that the run needs to go on as if it had not stopped; a thread writes it."""
+        progress, config = self.progress, self.config
+        if self.world.max(not self.parallel.is_finite()):
+            raise UserError(
+                f"step {progress.step} made parameters that are not finite; {self.writer.kept()}; {self._mend()}"
+            )
+        header = {
+            "step": progress.step,
+            "config": asdict(config),
+            "tokenizer": self.dataset.tokenizer.to_metadata(),
+            "data_fingerprint": self.dataset.fingerprint,
+            "vocab_size": self.model.config.vocab_size,
+            "best_val_loss": progress.best_val_loss,
+            "skipped_steps": progress.skipped_steps,
+            "scaler": self.scaler.state_dict(),
+            "elapsed_s": self.stopwatch.elapsed_s,
+            "wandb_id": self.tracker.run_id,
+        }
+        self.writer.save(header, is_best=progress.is_best and self._is_due(config.eval_interval))
         progress.saved_step = progress.step
 
     def _show(self) -> None:
         """Pictures of the splines and a sample. They are for looking at: their failure does not stop the run."""
-        step = self.progress.step
+        step, model = self.progress.step, self.parallel.whole()
+        if not self.world.is_main or model is None:
+            return
         try:
-            self.splines.warn_once(self.val_stream)
+            self.splines.warn_once(model, self.val_stream)
             if self.config.splines:
                 folder = SplinePictures(self.run.directory).draw(
-                    self.model, step, picture_batches(self.val_stream, self.config.block_size)
+                    model, step, picture_batches(self.val_stream, self.config.block_size)
                 )
                 if folder is not None:
                     self.tracker.log_picture(folder / "overview.png", step)
             if self.config.sample_tokens:
-                write_sample(self.model, self.dataset, self.run.directory, step, self.config.sample_tokens)
+                write_sample(model, self.dataset, self.run.directory, step, self.config.sample_tokens)
         except Exception as error:
             print(f"pictures and sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
-
-    def _cannot_write(self, error: OSError) -> str:
-        return (
-            f"{self.run.directory} could not be written at step {self.progress.step} "
-            f"({error.strerror or error}); {self._kept()}: "
-            f"make room, then go on with {self._resume_command()}"
-        )
-
-    def _resume_command(self) -> str:
-        return command("train.py", "--out_dir", str(self.run.directory), "--resume", "True")
 
     def tell_what_next(self, stop: StopRequest) -> None:
         directory, progress = self.run.directory, self.progress
         if stop:
             print(f"stopped by {stop.signal_name} at step {progress.step}, which is saved; go on with")
-            print(f"  {self._resume_command()}")
+            print(f"  {self.writer.resume_command()}")
             return
+        print(self.writer.summary(self.stopwatch.elapsed_s))
         best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
         print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
         picture = SplinePictures(directory).step_folder(progress.step) / "overview.png"
@@ -304,12 +322,15 @@ class Trainer:
         print(f"sample:  {command('sample.py', str(directory))}", flush=True)
 
 
-def build_model(run: Run, dataset: Dataset, device: Device) -> GPT:
-    """The model that a run goes on with, on its device, with the grids of its step (not yet with saved parameters).
+def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT:
+    """The model that a run goes on with, with the grids of its step (not yet with saved parameters).
 
-    UserError if the vocabulary or the chosen backend does not fit.
+    On its device (with fsdp on the CPU, to be sharded from there). UserError if the vocabulary or the chosen backend
+    does not fit.
     """
     config, tokenizer = run.config, dataset.tokenizer
+    if config.fsdp:
+        check_shardable(device, world)
     if run.source is None and 0 < config.vocab_size < tokenizer.vocab_size:
         raise UserError(
             f"vocab_size {config.vocab_size} is below the {tokenizer.vocab_size} of {config.dataset}; use 0 or more"
@@ -322,7 +343,7 @@ def build_model(run: Run, dataset: Dataset, device: Device) -> GPT:
                 problem = backends.Problem(width, stage.points, width, device.device, tokens)
                 backends.choose(config.kan_impl, problem)
         model = run.source.build(model_config, tokenizer) if run.source is not None else GPT(model_config)
-        model = model.to(device.device)
+        model = model if config.fsdp else model.to(device.device)
         splines = SplineTraining(model, config)
         if run.state is None:
             splines.begin(dataset.tokens("train"))

@@ -158,7 +158,7 @@ class Racer:
         self.curve.losses.append(evaluate(trainer.model, trainer.val_stream, self.config, trainer.device))
 
     def close(self) -> None:
-        self.trainer.metrics.close()
+        self.trainer.writer.close()
         self.trainer.tracker.finish()
 
 

@@ -18,6 +18,7 @@ import train
 from training.dataset import Dataset, ensure_prepared
 from training.dataset_writer import DatasetWriter
 from training.device import choose_device
+from training.distributed import ALONE, World
 from training.run import open_run
 from training.tokenizer import CharTokenizer
 
@@ -71,10 +72,10 @@ def resume_options(out_dir: Path) -> list[str]:
     return ["--out_dir", str(out_dir), "--resume", "True"]
 
 
-def make_trainer(arguments: list[str]) -> train.Trainer:
-    run = open_run(arguments)
+def make_trainer(arguments: list[str], world: World = ALONE) -> train.Trainer:
+    run = open_run(arguments, world)
     dataset = Dataset.open(ensure_prepared(run.config.dataset), run.config.verify_data)
-    return train.Trainer(run, dataset, choose_device(run.config))
+    return train.Trainer(run, dataset, choose_device(run.config, world), world)
 
 
 class StopAfter:
@@ -88,10 +89,13 @@ class StopAfter:
     def __bool__(self) -> bool:
         return self.trainer.progress.step >= self.step
 
+    def agree(self, world: World) -> bool:
+        return bool(self)  # all processes have done as many steps
 
-def train_until(arguments: list[str], step: int = 1 << 30) -> train.Trainer:
+
+def train_until(arguments: list[str], step: int = 1 << 30, world: World = ALONE) -> train.Trainer:
     """Train in this process, through no command; stop after `step`, as after a SIGTERM."""
-    trainer = make_trainer(arguments)
+    trainer = make_trainer(arguments, world)
     trainer.train(StopAfter(trainer, step))  # type: ignore[arg-type]
     return trainer
 

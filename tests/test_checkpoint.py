@@ -31,6 +31,7 @@ from tests.runs import (
     run_command,
     train_until,
 )
+from training import run_writer
 from training.checkpoint import load_checkpoint, newest_good_state, read_state, save_checkpoint, step_path
 from training.errors import UserError
 
@@ -113,7 +114,7 @@ def test_metrics_that_cannot_be_written_end_the_run_with_one_sentence(
 ) -> None:
     """/dev/full is a disk without room."""
 
-    class Full(train.Metrics):
+    class Full(run_writer.Metrics):
         def __init__(self, path: Path, resume_step: int) -> None:
             super().__init__(path, resume_step)
             self._file.close()
@@ -121,7 +122,7 @@ def test_metrics_that_cannot_be_written_end_the_run_with_one_sentence(
 
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
-    monkeypatch.setattr(train, "Metrics", Full)
+    monkeypatch.setattr(run_writer, "Metrics", Full)
     result = call(train.main, *options(dataset, tmp_path / "run"))
     assert_one_sentence(result, "could not be written", os.strerror(errno.ENOSPC))
 

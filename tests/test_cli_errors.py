@@ -13,6 +13,7 @@ import plot
 import sample
 import train
 from tests.runs import assert_one_sentence, call, command, make_dataset, options, resume_options
+from training.sealed_file import write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("content", [{}, [1], {"model": {}, "step": 3}, torch.zeros(3)], ids=type)
     def test_of_another_program(self, main: Any, tmp_path: Path, content: object) -> None:
-        torch.save(content, tmp_path / "other.pt")
+        write_sealed(content, tmp_path / "other.pt")
         assert_one_sentence(call(main, tmp_path / "other.pt"), "other.pt", "not a checkpoint")
 
     @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ class TestCheckpoints:
     )
     def test_with_a_damaged_entry(self, main: Any, tmp_path: Path, finished: Path, change: dict[str, Any]) -> None:
         state = torch.load(finished / "checkpoints/best.pt", weights_only=True)
-        torch.save({**state, **change}, tmp_path / "changed.pt")
+        write_sealed({**state, **change}, tmp_path / "changed.pt")
         assert_one_sentence(call(main, tmp_path / "changed.pt"))
 
     def test_of_a_run_that_does_not_exist(self, main: Any, tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_an_out_dir_that_holds_a_run_is_refused_and_left_alone(dataset: Path, fi
 
 def test_a_vocabulary_smaller_than_the_models_is_refused(tmp_path: Path, finished: Path) -> None:
     state = torch.load(finished / "checkpoints/best.pt", weights_only=True)
-    torch.save({**state, "tokenizer": {"name": "char", "vocabulary": "xyz"}}, tmp_path / "changed.pt")
+    write_sealed({**state, "tokenizer": {"name": "char", "vocabulary": "xyz"}}, tmp_path / "changed.pt")
     assert_one_sentence(call(sample.main, tmp_path / "changed.pt"), "vocabulary of 3")
 
 

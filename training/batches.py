@@ -18,8 +18,11 @@ class BatchSampler:
     uninterrupted one, and nothing else that draws random numbers can disturb it.
     """
 
-    def __init__(self, stream: TokenStream, block_size: int, batch_size: int, seed: int) -> None:
-        """`batch_size`: the sequences of a whole step, all its micro-batches together.
+    def __init__(
+        self, stream: TokenStream, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """`batch_size`: the sequences of a whole step, all its micro-batches and processes together; a multiple of
+        `world_size`, of which this is process `rank`.
 
         `UserError` when no shard is longer than `block_size`.
         """
@@ -28,18 +31,20 @@ class BatchSampler:
         self.block_size = block_size
         self.batch_size = batch_size
         self.seed = seed
+        share = batch_size // world_size
+        self._mine = slice(rank * share, (rank + 1) * share)
         self._windows = stream.number_of_windows(block_size + 1)
 
     def batch(self, step: int) -> Batch:
-        """Inputs and targets of a step, each (batch_size, block_size) int64; the targets are one token ahead.
+        """Inputs and targets of a step, each (batch_size / world_size, block_size) int64, the targets one token ahead.
 
-        Windows are drawn uniformly, with replacement.
+        Windows are drawn uniformly, with replacement. The processes' shares, by rank, are the batch of one process.
         """
         # Philox is a function of its key, so any step's numbers come at once, without those before it.
         key = np.array([self.seed % (1 << 64), step], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
         starts = generator.integers(0, self._windows, size=self.batch_size)
-        return _inputs_and_targets(self.stream.windows(starts, self.block_size + 1))
+        return _inputs_and_targets(self.stream.windows(starts[self._mine], self.block_size + 1))
 
 
 def evaluation_batches(stream: TokenStream, block_size: int, batch_size: int, eval_iters: int) -> Iterator[Batch]:
@@ -71,7 +76,7 @@ def _whole_split(stream: TokenStream, block_size: int, batch_size: int) -> Itera
             targets = shard[start + 1 : start + 1 + count].reshape(rows, block_size)
             yield torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
         if rest:
-            yield _inputs_and_targets(shard[np.newaxis, full * block_size :].astype(np.int64))
+            yield _inputs_and_targets(shard[full * block_size :][np.newaxis].astype(np.int64))
 
 
 def _evenly_spaced(stream: TokenStream, block_size: int, batch_size: int, eval_iters: int) -> Iterator[Batch]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from model import GPT
 from training.config import Config, from_dict
+from training.distributed import World
 from training.errors import UserError
 from training.refinement import points_after, refine_model
+from training.sealed_file import NotSealed, check_seal, read_sealed, replace, write_sealed
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
-FORMAT = "splinegpt-checkpoint-1"
+if TYPE_CHECKING:
+    from training.sharded_checkpoint import ShardedCheckpoint, ShardedState
+
+FORMAT = "splinegpt-checkpoint-2"
 FIELDS = {"format", "step", "config", "tokenizer", "data_fingerprint", "vocab_size", "model", "best_val_loss"}
-TRAINING_FIELDS = {"optimizer", "scaler", "rng", "elapsed_s", "wandb_id"}
+TRAINING_FIELDS = {"optimizer", "scaler", "elapsed_s", "wandb_id", "skipped_steps"}
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,16 @@ def step_path(run: Path, step: int) -> Path:
 
 
 def list_steps(run: Path) -> list[Path]:
-    """The numbered checkpoints of a run, newest first."""
-    found = [path for path in checkpoint_folder(run).glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
-    return sorted(found, key=_step_of, reverse=True)
+    """The numbered checkpoints of a run, files and folders of shards, newest first."""
+    found = [path for path in checkpoint_folder(run).glob("step_*") if re.fullmatch(r"step_\d+(\.pt)?", path.name)]
+    found = [path for path in found if path.suffix or is_sharded(path)]
+    return sorted(found, key=lambda path: (step_of(path), path.suffix), reverse=True)  # .pt before its shards
+
+
+def has_checkpoints(run: Path) -> bool:
+    """Whether there is anything that a new run must not overwrite. Raises OSError."""
+    folder = checkpoint_folder(run)
+    return folder.is_dir() and (any(folder.glob("*.pt")) or bool(list_steps(run)))
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) -> Path:
@@ -57,27 +68,54 @@ def save_checkpoint(run: Path, state: dict[str, Any], is_best: bool, keep: int) 
     path = step_path(run, state["step"])
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    _write_atomically({"format": FORMAT, **state}, path)
+    write_sealed({"format": FORMAT, **state}, path)
     if is_best:
         _link_atomically(path, path.with_name("best.pt"))
-    earlier = [old for old in list_steps(run) if _step_of(old) <= state["step"]]  # a later one may be a damaged one
-    for old in earlier[keep:]:
-        old.unlink(missing_ok=True)
+    _remove_earlier(run, state["step"], keep)
     return path
 
 
-def _write_atomically(state: dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def save_sharded(run: Path, state: ShardedState, keep: int, world: World) -> None:
+    """As `save_checkpoint`, for a model in pieces: every process must call it. The best one is kept too."""
+    from training.sharded_checkpoint import write_sharded
+
+    step = state.header["step"]
     try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, path)
-    except RuntimeError as error:  # how torch.save reports a write that failed
-        raise OSError(str(error).split("\n")[0]) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with world.together():
+            if world.is_main:
+                checkpoint_folder(run).mkdir(parents=True, exist_ok=True)
+                _remove_leftovers(checkpoint_folder(run))
+    except UserError as error:
+        raise OSError(str(error)) from error
+    write_sharded(step_path(run, step).with_suffix(""), state, world)
+    if world.is_main:
+        _remove_earlier(run, step, keep)
+
+
+def _remove_earlier(run: Path, step: int, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to `step` (a later one may be a damaged one) and the best."""
+    from training.sharded_checkpoint import remove_sharded
+
+    earlier = [old for old in list_steps(run) if step_of(old) <= step]
+    best = best_sharded(run)
+    for old in earlier[keep:]:
+        if old.is_file():
+            old.unlink(missing_ok=True)
+        elif old != best:
+            remove_sharded(old)
+
+
+def best_sharded(run: Path) -> Path | None:
+    """The folder of shards that had the lowest validation loss."""
+    folders = [path for path in list_steps(run) if path.is_dir()]
+    return next((path for path in folders if _is_best(path)), None)
+
+
+def _is_best(folder: Path) -> bool:
+    try:
+        return bool(open_sharded(folder, verify=False).header["is_best"])
+    except (NotSealed, OSError, KeyError):
+        return False
 
 
 def _link_atomically(path: Path, link: Path) -> None:
@@ -89,38 +127,51 @@ def _link_atomically(path: Path, link: Path) -> None:
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
-        _replace(temporary, link)
+        replace(temporary, link)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _replace(source: Path, target: Path) -> None:
-    os.replace(source, target)
-    if os.name == "posix":  # the rename itself is on the disk only once the directory is
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed process left behind."""
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The mapping in a checkpoint file, checked; nothing in the file is executed. UserError if it is not one."""
+    """The mapping in a checkpoint, checked, in one piece; nothing in it is executed. UserError if it is not one."""
+    return _read(path, lambda: open_sharded(path).read_state() if path.is_dir() else read_sealed(path))
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """As `read_state`, of a checkpoint that a run can go on from; of shards all is checked, but no tensor is read."""
+    state = _read(path, lambda: open_sharded(path).header if path.is_dir() else read_sealed(path))
+    if not state.keys() >= TRAINING_FIELDS:
+        raise UserError(f"{path} has no optimizer state")
+    return state
+
+
+def open_sharded(path: Path, verify: bool = True) -> ShardedCheckpoint:
+    from training.sharded_checkpoint import ShardedCheckpoint  # half a second of imports that few runs need
+
+    return ShardedCheckpoint.open(path, verify)
+
+
+def _read(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
     mend = "use a checkpoint that train.py wrote, or another one of the run"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        state = read()
+        if path.is_dir():
+            state = {"format": FORMAT, "model": None, "optimizer": None, **state}
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}; {mend}") from None
-    except Exception as error:  # unpicklers fail in as many ways as files can be damaged
-        if isinstance(error, MemoryError):
-            raise
-        raise UserError(f"{path} is damaged or not a checkpoint; {mend}") from error
+    except NotSealed as error:
+        raise UserError(f"{path} is damaged or not a checkpoint ({error}); {mend}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {mend}") from error
     is_ours = isinstance(state, dict) and state.get("format") == FORMAT and state.keys() >= FIELDS
     if not is_ours or not all(isinstance(state[name], int) for name in ("step", "vocab_size")):
         raise UserError(f"{path} is not a checkpoint of this program; {mend}")
@@ -135,14 +186,22 @@ def newest_good_state(run: Path) -> tuple[dict[str, Any], Path] | None:
     candidates = list_steps(run)
     for path in candidates:
         try:
-            state = read_state(path)
-            if state.keys() >= TRAINING_FIELDS:
-                return state, path
-            print(f"{path} has no optimizer state; trying the one before", flush=True)
+            return open_checkpoint(path), path
         except UserError as error:
             print(f"{error}; trying the one before", flush=True)
     if candidates:
         raise UserError(f"none of the {len(candidates)} checkpoints in {checkpoint_folder(run)} can be read")
+    return None
+
+
+def newest_good_step(run: Path) -> int | None:
+    """The step of the newest checkpoint whose checksums fit; None if there is none, or the folder is gone."""
+    for path in list_steps(run):
+        try:
+            open_sharded(path) if path.is_dir() else check_seal(path)
+            return step_of(path)
+        except (NotSealed, OSError):
+            continue
     return None
 
 
@@ -151,7 +210,7 @@ def load_checkpoint(path: str | Path, which: str = "latest") -> LoadedCheckpoint
 
     `which`, for a directory: "latest", "best", or a step. UserError if it is not there or cannot be used.
     """
-    file = _find_file(Path(path), which)
+    file = find_checkpoint(Path(path), which)
     state = read_state(file)
     config = from_dict(state["config"], str(file))
     tokenizer = tokenizer_from_metadata(state["tokenizer"])
@@ -167,14 +226,14 @@ def load_checkpoint(path: str | Path, which: str = "latest") -> LoadedCheckpoint
 
 def _restore_model(config: Config, state: dict[str, Any]) -> GPT:
     # How the run computed its splines may not be possible on this machine, and does not matter here.
-    model = GPT(replace(config, kan_impl="auto").model_config(state["vocab_size"]))
+    model = GPT(dataclasses.replace(config, kan_impl="auto").model_config(state["vocab_size"]))
     refine_model(model, points_after(config.stages(), state["step"]))
     model.load_state_dict(state["model"])
     return model
 
 
-def _find_file(path: Path, which: str) -> Path:
-    if path.is_file():
+def find_checkpoint(path: Path, which: str) -> Path:
+    if path.is_file() or is_sharded(path):
         return path
     if not path.is_dir():
         raise UserError(f"{path} does not exist; give the directory of a run, or one of its checkpoint files")
@@ -183,7 +242,7 @@ def _find_file(path: Path, which: str) -> Path:
         raise UserError(f"a checkpoint is latest, best or a step; got {which!r}")
     candidates = list(_candidates(path, which))
     if not candidates:
-        steps = ", ".join(str(_step_of(file)) for file in reversed(list_steps(path)))
+        steps = ", ".join(str(step_of(file)) for file in reversed(list_steps(path)))
         there = f"there are steps {steps}" if steps else "train.py writes one at each evaluation"
         raise UserError(f"{folder} has no checkpoint {which}; {there}")
     return candidates[0]
@@ -191,46 +250,18 @@ def _find_file(path: Path, which: str) -> Path:
 
 def _candidates(run: Path, which: str) -> Iterator[Path]:
     """Files that may serve, the best first: a run has no best one yet before its first evaluation."""
-    best = checkpoint_folder(run) / "best.pt"
+    steps, best = list_steps(run), checkpoint_folder(run) / "best.pt"
+    best = best if best.is_file() else best_sharded(run) or best
     if which == "latest":
-        wanted = [*list_steps(run), best]
+        wanted = [*steps, best]
     else:
-        wanted = [best, *list_steps(run)] if which == "best" else [step_path(run, int(which))]
-    yield from (path for path in wanted if path.is_file())
+        wanted = [best, *steps] if which == "best" else [path for path in steps if step_of(path) == int(which)]
+    yield from (path for path in wanted if path.exists())
 
 
-def _step_of(path: Path) -> int:
+def is_sharded(path: Path) -> bool:
+    return (path / "index.json").is_file()
+
+
+def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
-
-
-def training_state(
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-    config: Config,
-    tokenizer: Tokenizer,
-    data_fingerprint: str,
-    step: int,
-    best_val_loss: float,
-    elapsed_s: float,
-    wandb_id: str | None,
-) -> dict[str, Any]:
-    """Everything a run needs to go on as if it had not stopped, in types that `weights_only` loading takes."""
-    rng = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state(device)
-    return {
-        "step": step,
-        "config": asdict(config),
-        "tokenizer": tokenizer.to_metadata(),
-        "data_fingerprint": data_fingerprint,
-        "vocab_size": model.config.vocab_size,
-        "model": model.state_dict(),
-        "best_val_loss": best_val_loss,
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "rng": rng,
-        "elapsed_s": elapsed_s,
-        "wandb_id": wandb_id,
-    }

@@ -40,9 +40,10 @@ class Config(GPTConfig):
     """Seed of initial weights, batches and dropout."""
 
     batch_size: int = 12
-    """Sequences in one forward pass."""
+    """Sequences in one forward pass; of several processes' passes, at most."""
     gradient_accumulation_steps: int = 1
-    """Forward passes whose gradients make one step; the step sees batch_size times this many sequences."""
+    """Forward passes whose gradients make one step; the step sees batch_size times this many sequences, which several
+    processes share, so that a run is the same on any number of them."""
     max_iters: int = 2000
     """Optimizer steps in all."""
 
@@ -93,6 +94,12 @@ class Config(GPTConfig):
     """Use torch.compile; auto does where it pays and a compiler exists."""
     num_threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice."""
+    fsdp: bool = False
+    """With torchrun: shard parameters, gradients and moments over the processes (FSDP2) instead of replicating them."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """On a loss or gradient that is not finite: stop before the step, or skip it."""
+    max_skipped_steps: int = 10
+    """Stop after more steps in a row than this that on_nonfinite skipped."""
 
     eval_interval: int = 250
     """Steps between evaluations, each followed by a checkpoint, pictures of the splines and a sample."""
@@ -117,6 +124,7 @@ class Config(GPTConfig):
         super().__post_init__()
         _at_least(self, 1, "batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
         _at_least(self, 1, "keep_checkpoints")
+        _at_least(self, 0, "max_skipped_steps")
         _at_least(self, 0, "max_iters", "seed", "warmup_iters", "lr_decay_iters", "cooldown_iters", "weight_decay")
         _at_least(self, 0, "muon_weight_decay", "grad_clip", "num_threads", "eval_iters", "sample_tokens")
         for name in ("weight_decay", "muon_weight_decay", "grad_clip"):
@@ -134,6 +142,10 @@ class Config(GPTConfig):
                 raise ValueError(f"{name} must be a finite number above 0; got {getattr(self, name)}")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be adamw or muon; got {self.optimizer!r}")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite must be stop or skip; got {self.on_nonfinite!r}")
+        if self.fsdp and (self.kan_refine or self.kan_smoothness):
+            raise ValueError("kan_refine and kan_smoothness need whole parameters; leave them or --fsdp out")
         for name in ("dataset", "out_dir", "wandb_project", "wandb_run_name", "device", "init_from"):
             if not _is_text(getattr(self, name)):
                 raise ValueError(f"{name} must be UTF-8 text; got {getattr(self, name)!r}, give another --{name}")

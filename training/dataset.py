@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from training.dataset_metadata import META_FILE, SPLITS, Metadata, Shard, read_metadata
+from training.distributed import World
 from training.errors import UserError
+from training.token_file import TokenFile
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
 DATA_ROOT = Path(__file__).resolve().parents[1] / "data"
@@ -17,16 +20,16 @@ PIECE_TOKENS = 1 << 22  # shards are hashed and checked in pieces of this size, 
 
 
 class TokenStream:
-    """The tokens of one split, memory-mapped and read-only, in one or more shards.
+    """The tokens of one split, in one or more shards.
 
     A window is `length` successive tokens of one shard; the windows of all shards are counted through, so
     that index i is the i-th possible start.
     """
 
-    def __init__(self, split: str, shards: list[np.ndarray]) -> None:
+    def __init__(self, split: str, shards: Sequence[np.ndarray | TokenFile]) -> None:
         """`shards`: 1-D arrays of unsigned integers. `split` is for error messages."""
         self.split = split
-        self.shards = shards
+        self.shards = list(shards)
 
     def __len__(self) -> int:
         """Tokens in all shards."""
@@ -49,11 +52,9 @@ class TokenStream:
             raise IndexError(f"windows of {length} tokens in split {self.split} are 0 to {ends[-1] - 1}")
         shard_of = np.searchsorted(ends, starts, side="right")
         out = np.empty((len(starts), length), dtype=np.int64)
-        for i in np.unique(shard_of):
-            rows = shard_of == i
-            offsets = starts[rows] - (ends[i - 1] if i else 0)
-            views = np.lib.stride_tricks.sliding_window_view(self.shards[i], length)  # (possible starts, length)
-            out[rows] = views[offsets]
+        for row, (start, i) in enumerate(zip(starts.tolist(), shard_of.tolist(), strict=True)):
+            offset = start - (int(ends[i - 1]) if i else 0)
+            out[row] = self.shards[i][offset : offset + length]
         return out
 
     def _ends(self, length: int) -> np.ndarray:
@@ -104,8 +105,8 @@ class Dataset:
         dtype = _file_dtype(self.meta.dtype)
         files = [self.folder / shard.file for shard in self.meta.splits[split]]
         try:
-            return TokenStream(split, [np.memmap(file, dtype=dtype, mode="r") for file in files])
-        except (OSError, ValueError) as error:  # ValueError: emptied since it was opened
+            return TokenStream(split, [TokenFile(file, dtype) for file in files])
+        except (OSError, ValueError) as error:  # ValueError: emptied since it was checked
             raise UserError(f"split {split} of {self.folder} cannot be read ({error}); prepare it again") from error
 
 
@@ -137,6 +138,21 @@ def ensure_prepared(name: str) -> Path:
     return folder
 
 
+def open_together(name: str, verify: bool, world: World) -> Dataset:
+    """The dataset of several processes, prepared by the main one if need be, and verified once on each machine.
+
+    `UserError`, on all, as for `Dataset.open`, and when it is not the same data on all machines.
+    """
+    with world.together():
+        folder = ensure_prepared(name) if world.is_main else None
+    with world.together():
+        folder = folder or find_dataset(name)
+        dataset = Dataset.open(folder, verify and world.local_rank == 0)
+    if len(set(world.gather(dataset.fingerprint))) > 1:
+        raise UserError(f"{folder} is not the same data on all machines; copy it from the first to the others")
+    return dataset
+
+
 def _what_there_is() -> str:
     names = sorted(script.parent.name for script in DATA_ROOT.glob("*/prepare.py"))
     return f"choose one of {', '.join(names)}, or prepare any text file with python data/text/prepare.py FILE"
@@ -157,7 +173,7 @@ def _check_size(path: Path, shard: Shard, dtype: str) -> None:
 def _check_contents(path: Path, shard: Shard, dtype: str, vocab_size: int) -> None:
     digest, largest = hashlib.sha256(), 0
     try:
-        tokens = np.memmap(path, dtype=_file_dtype(dtype), mode="r")
+        tokens = TokenFile(path, _file_dtype(dtype))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); prepare the data again") from error
     for start in range(0, len(tokens), PIECE_TOKENS):

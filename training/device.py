@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from training.config import Config
+from training.distributed import ALONE, World
 from training.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,11 +68,16 @@ class Device:
         return f"{name}{threads}, {dtype}, {compiled} ({self.why_compile})"
 
 
-def choose_device(config: Config) -> Device:
-    """What the configuration asks for, or the best there is; UserError if this machine cannot do it."""
+def choose_device(config: Config, world: World = ALONE) -> Device:
+    """What the configuration asks for, or the best there is; UserError if this machine cannot do it.
+
+    Of several processes each takes the GPU of its local rank.
+    """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = _find_device(config.device)
+    if world.size > 1:
+        device = _own_device(device, world)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # tf32
     compiled, why = _decide_compile(config, device)
@@ -97,6 +103,26 @@ def _find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}")
     return device
+
+
+def _own_device(device: torch.device, world: World) -> torch.device:
+    if device.type == "mps":
+        raise UserError(
+            f"{world.size} processes cannot share mps; start train.py without torchrun, or use --device cpu"
+        )
+    if device.type == "cpu":
+        return device
+    if device.index is not None:
+        raise UserError(
+            f"device {device} is one GPU for {world.size} processes; use --device cuda, so each has its own"
+        )
+    if world.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"there are {torch.cuda.device_count()} GPUs for more processes; give torchrun an --nproc-per-node of that"
+        )
+    own = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(own)
+    return own
 
 
 def _find_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from backends import amx
+from training.shards import like
 
 MOMENTUM = 0.95
 ITERATIONS = 5
@@ -48,6 +49,8 @@ class MuonAdamW(torch.optim.AdamW):
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        decay = 1 - group["lr"] * group["weight_decay"]
+        sharded: list[tuple[Tensor, Tensor]] = []  # parameters in pieces, and their whole steps
         for parameter, pieces in zip(group["params"], group["muon_pieces"], strict=True):
             if parameter.grad is None:
                 continue
@@ -57,14 +60,21 @@ class MuonAdamW(torch.optim.AdamW):
                 state["step"] = torch.zeros(())  # AdamW looks for it in every state that it loads
             state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
             update = parameter.grad.lerp(state["momentum"], MOMENTUM)  # Nesterov's look ahead
-            weights, updates = matrices(parameter, pieces), matrices(update, pieces)
+            target = parameter
+            if hasattr(update, "full_tensor"):  # a singular value is one of the whole matrix
+                update = update.full_tensor()
+                target = torch.zeros_like(update)
+                sharded.append((parameter, target))
+            weights, updates = matrices(target, pieces), matrices(update, pieces)
             by_shape[tuple(weights.shape[1:])].append((weights, updates))
         for (rows, columns), stacks in by_shape.items():
             updates = orthogonalize(torch.cat([update for _, update in stacks]))  # (stack, rows, columns)
             rate = group["lr"] * max(1.0, columns / rows) ** 0.5  # columns are outputs here: Jordan's rows
             parts = updates.split([len(weights) for weights, _ in stacks])
             for (weights, _), update in zip(stacks, parts, strict=True):
-                weights.mul_(1 - group["lr"] * group["weight_decay"]).sub_(rate * update.to(weights.dtype))
+                weights.mul_(decay).sub_(rate * update.to(weights.dtype))
+        for parameter, whole in sharded:
+            parameter.mul_(decay).add_(like(parameter, whole))
 
 
 def matrices(tensor: Tensor, pieces: int) -> Tensor:

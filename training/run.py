@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from model import GPTConfig
-from training.checkpoint import checkpoint_folder, newest_good_state
-from training.config import Config, parse, save
+from training.checkpoint import has_checkpoints, newest_good_state, open_checkpoint
+from training.config import Config, from_dict, parse, save
+from training.distributed import ALONE, World
 from training.errors import UserError
 from training.files import write_atomically
 from training.init_from import Source, read_source
@@ -26,13 +27,18 @@ MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives, its configuration, and the checkpoint to go on from (None: from the start)."""
+    """Where a run lives, its configuration, and the checkpoint to go on from: its content (without model and optimizer
+    if it is a sharded one) and its path, None to start from the beginning."""
 
     directory: Path
     config: Config
     state: dict[str, Any] | None
+    checkpoint: Path | None = None
     source: Source | None = None
     """The trained model that a run begins with, if it begins with one."""
+
+    def is_there(self) -> bool:
+        return (self.directory / CONFIG_FILE).is_file()
 
     def create(self) -> None:
         """Make the directory and keep the resolved configuration in it: `--out_dir DIR --resume True` then suffices."""
@@ -45,13 +51,34 @@ class Run:
             raise UserError(f"{self.directory} cannot be written ({reason}); choose another --out_dir") from error
 
 
-def open_run(arguments: Sequence[str]) -> Run:
-    """Parse the command line and find the run's directory; nothing is written yet. Raises UserError."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training on several processes is not supported yet; start train.py without torchrun")
+def open_run(arguments: Sequence[str], world: World = ALONE) -> Run:
+    """Parse the command line and find the run's directory; nothing is written yet. Raises UserError.
+
+    The main process decides where the run lives and from which checkpoint it goes on, the others follow.
+    """
     config, file = parse(arguments)
     name = f"{file.stem if file else Path(config.dataset).name}-{config.ffn}"
-    return _resume(arguments, config, name) if config.resume else _start(config, name)
+    run = None
+    with world.together():
+        if world.is_main:
+            run = _resume(arguments, config, name) if config.resume else _start(config, name)
+    return _follow(run, world)
+
+
+def _follow(run: Run | None, world: World) -> Run:
+    """The main process's run; the others open it where it says."""
+    description = None
+    if run is not None:
+        checkpoint = str(run.checkpoint) if run.checkpoint else None
+        description = {"directory": str(run.directory), "config": dataclasses.asdict(run.config), "from": checkpoint}
+    description = world.broadcast(description)
+    with world.together():
+        if run is None:
+            path = Path(description["from"]) if description["from"] else None
+            config = from_dict(description["config"], "the main process")
+            run = Run(Path(description["directory"]), config, open_checkpoint(path) if path else None, path)
+    assert run is not None
+    return run
 
 
 def _start(config: Config, name: str) -> Run:
@@ -59,7 +86,7 @@ def _start(config: Config, name: str) -> Run:
         return _begin(next(path for path in _numbered(name) if not path.exists()), config)
     directory = Path(config.out_dir)
     try:
-        taken = checkpoint_folder(directory).is_dir() and any(checkpoint_folder(directory).glob("*.pt"))
+        taken = has_checkpoints(directory)
     except OSError as error:
         raise UserError(f"{directory} cannot be used ({error.strerror}); choose another --out_dir") from error
     if taken:
@@ -72,7 +99,7 @@ def _begin(directory: Path, config: Config) -> Run:
     if not config.init_from:
         return Run(directory, config, None)
     source = read_source(config.init_from)
-    return Run(directory, source.configure(config), None, source)
+    return Run(directory, source.configure(config), None, source=source)
 
 
 def _numbered(name: str) -> Iterator[Path]:
@@ -93,7 +120,7 @@ def _resume(arguments: Sequence[str], config: Config, name: str) -> Run:
         print(f"{directory} has no checkpoint yet: starting from step 0", flush=True)
         return _begin(directory, config)
     _refuse_contradictions(config, state[0]["config"], state[1])
-    return Run(directory, config, state[0])
+    return Run(directory, config, *state)
 
 
 def _last_existing(name: str) -> Path:
@@ -119,12 +146,16 @@ def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) ->
         print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
 
 
-def command(script: str, *arguments: str) -> str:
-    """A command line for the user to copy, with the interpreter that runs this."""
-    found, running, here = shutil.which("python"), Path(sys.executable), Path.cwd()
+def command(script: str, *arguments: str, processes: int = 1) -> str:
+    """A command line for the user to copy, with the interpreter that runs this, or torchrun for several processes."""
+    path, here = Path(__file__).resolve().parents[1] / script, Path.cwd()
+    name = script if path.parent == here.resolve() else str(path)
+    if processes > 1:
+        here_too = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
+        return shlex.join(["torchrun", f"--nproc-per-node={here_too}", name, *arguments])
+    found, running = shutil.which("python"), Path(sys.executable)
     if found and Path(found).absolute() == running.absolute():
         interpreter = "python"
     else:
         interpreter = str(running.relative_to(here) if running.is_relative_to(here) else running)
-    path = Path(__file__).resolve().parents[1] / script
-    return shlex.join([interpreter, script if path.parent == here.resolve() else str(path), *arguments])
+    return shlex.join([interpreter, name, *arguments])

@@ -51,12 +51,12 @@ class SplineTraining:
         penalties = [layer.smoothness_penalty() for layer in self.model.spline_layers()]
         return torch.stack(penalties).mean() if penalties else torch.zeros(())
 
-    def warn_once(self, val_stream: TokenStream) -> None:
-        """Say so, the first time, if many activations lie outside the grids."""
-        if self._has_warned or not self.model.spline_layers():
+    def warn_once(self, model: GPT, val_stream: TokenStream) -> None:
+        """Say so, the first time, if many activations lie outside the grids of `model`, ours in one piece."""
+        if self._has_warned or not model.spline_layers():
             return
         few = picture_batches(val_stream, self.config.block_size)[:1]  # it is looked at after every evaluation
-        warning = warning_of_activations_outside(self.model, few)
+        warning = warning_of_activations_outside(model, few)
         if warning is not None:
             self._has_warned = True
             print(f"note    {warning}", flush=True)

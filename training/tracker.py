@@ -1,71 +1,107 @@
-"""Weights & Biases, when asked for. Nothing it does or fails to do can stop a run."""
+"""Weights & Biases, when asked for. Nothing it does, fails to do or never finishes doing can stop or delay a run."""
 
 from __future__ import annotations
 
 import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from training.config import Config
 
+WAITING_RECORDS = 1000  # more than a run logs while W&B's network is slow
+FINISH_TIMEOUT_S = 60.0
+
 
 class Tracker:
-    """Logs to W&B in mode offline or online; after the first failure, or without wandb, it does nothing more."""
+    """Logs to W&B in mode offline or online; after the first failure, or without wandb, it does nothing more.
 
-    def __init__(self, config: Config, run_dir: Path, run_id: str | None) -> None:
-        """`run_id`: that of the run being resumed, so that its curve goes on."""
-        self._run: Any = None
+    All of W&B's own code runs in one thread of its own, fed by a queue, so that a network that hangs holds up nothing;
+    what it would hold up at the end of the run is given FINISH_TIMEOUT_S.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, run_id: str | None, silent: bool = False) -> None:
+        """`run_id`: that of the run being resumed, so that its curve goes on. `silent`: on all but one process."""
         self.run_id = run_id
-        if config.wandb == "disabled":
+        self.hangs = False  # its thread would keep the process from ending
+        self._run: Any = None
+        self._tasks: queue.Queue[Callable[[], object] | None] = queue.Queue(WAITING_RECORDS)
+        self._thread: threading.Thread | None = None
+        if config.wandb == "disabled" or silent:
+            return
+        self.run_id = run_id or secrets.token_hex(4)
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+        self._tasks.put(lambda: self._init(config, run_dir))
+
+    def _init(self, config: Config, run_dir: Path) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        self._run = wandb.init(
+            project=config.wandb_project,
+            name=config.wandb_run_name or run_dir.name,
+            dir=str(run_dir),
+            mode=config.wandb,
+            id=self.run_id,
+            resume="allow" if config.wandb == "online" else None,
+            config=asdict(config),
+            settings=wandb.Settings(init_timeout=30, console="off"),
+        )
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except ImportError:
+                self._give_up("it is not installed; pip install wandb")
+                return
+            except Exception as error:  # its network, its login, its disk: none of them is worth a run
+                self._give_up(f"{type(error).__name__}: {error}")
+                return
+
+    def _do(self, task: Callable[[], object]) -> None:
+        if self._thread is None or not self._thread.is_alive():
             return
         try:
-            os.environ.setdefault("WANDB_SILENT", "true")
-            import wandb
-
-            self._run = wandb.init(
-                project=config.wandb_project,
-                name=config.wandb_run_name or run_dir.name,
-                dir=str(run_dir),
-                mode=config.wandb,
-                id=run_id,
-                resume="allow" if config.wandb == "online" else None,
-                config=asdict(config),
-                settings=wandb.Settings(init_timeout=30, console="off"),
-            )
-            self.run_id = self._run.id
-        except ImportError:
-            print("wandb: off, since it is not installed; pip install wandb", flush=True)
-        except Exception as error:  # its network, its login, its disk: none of them is worth a run
-            self._give_up(error)
+            self._tasks.put_nowait(task)
+        except queue.Full:
+            self.hangs = True
+            self._give_up(f"it has not taken {WAITING_RECORDS} records")
 
     def log(self, record: dict[str, Any], step: int) -> None:
-        if self._run is None:
-            return
-        try:
-            self._run.log({name: value for name, value in record.items() if value is not None}, step=step)
-        except Exception as error:
-            self._give_up(error)
+        known = {name: value for name, value in record.items() if value is not None}
+        self._do(lambda: self._run.log(known, step=step))
 
     def log_picture(self, path: Path, step: int) -> None:
         """Add a picture of the splines to `step`; the next `log` of that step completes it."""
-        if self._run is None:
-            return
-        try:
+
+        def log() -> None:
             import wandb
 
             self._run.log({"splines": wandb.Image(str(path))}, step=step)
-        except Exception as error:
-            self._give_up(error)
+
+        self._do(log)
 
     def finish(self) -> None:
-        if self._run is None:
+        """Wait until W&B has everything, but not for ever."""
+        thread, self._thread = self._thread, None
+        if thread is None or not thread.is_alive():
             return
         try:
-            self._run.finish()
-        except Exception as error:
-            self._give_up(error)
+            self._tasks.put(lambda: self._run.finish(), timeout=FINISH_TIMEOUT_S)
+            self._tasks.put(None, timeout=FINISH_TIMEOUT_S)
+        except queue.Full:
+            pass
+        thread.join(FINISH_TIMEOUT_S)
+        if thread.is_alive():
+            self.hangs = True
+            print(f"wandb: did not finish in {FINISH_TIMEOUT_S:.0f} s and is left behind", flush=True)
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        print(f"wandb: off from here on, training goes on ({type(error).__name__}: {error})", flush=True)
+    def _give_up(self, why: str) -> None:
+        self._thread = None
+        print(f"wandb: off from here on, training goes on ({why})", flush=True)

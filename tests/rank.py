@@ -1,0 +1,36 @@
+"""One process of a group that trains several tiny runs in turn: `python -m tests.rank CASES.json`, for the tests."""
+
+import contextlib
+import io
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from tests.runs import train_until
+from training.distributed import join_world
+from training.errors import UserError, end_at_once
+
+
+def main() -> None:
+    """CASES.json: [[arguments, step to stop at], …]; the sentences of runs that were refused go to REFUSED.json."""
+    cases_path = Path(sys.argv[1])
+    refused = {}
+    with join_world() as world:
+        for number, (arguments, stop) in enumerate(json.loads(cases_path.read_text())):
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    train_until(arguments, stop, world)
+            except UserError as error:
+                refused[number] = str(error)
+        if world.is_main:
+            cases_path.with_name("refused.json").write_text(json.dumps(refused))
+    end_at_once(0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        end_at_once(1)
