@@ -1,4 +1,4 @@
-"""The drawing of splines: a sheet of panels, a contact sheet of a whole layer, an overview of a model."""
+"""The drawing of splines: one large, a sheet of panels, a contact sheet of a whole layer."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from page import ACCENT, AREA, INK, OUTSIDE, RULE, Page, Panel, importance_colors
-from spline_views import (
-    VISIBLE,
-    Array,
-    LayerView,
-    SplineView,
-    as_rows,
-    edge_importance,
-    to_numpy,
-    varied_top,
-    view_splines,
-)
+from page import STYLES, Page, Panel, Style, chosen_style, ramp
+from spline_snapshot import VISIBLE, Array, Snapshot, take
+from spline_views import SplineView, edge_importance, varied_top, view_splines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
     from kan_layer import KANLayer
+
+    Features = int | Sequence[int] | None
 
 DPI = 150
 SHEET_SPLINES, SHEET_COLUMNS = 12, 4
@@ -55,13 +48,18 @@ def needed_limit(splines: Sequence[SplineView]) -> float:
 
 
 def draw_layer_sheet(
-    views: Sequence[SplineView], title: str, limit: float, columns: int = SHEET_COLUMNS, show: bool = False
+    views: Sequence[SplineView],
+    title: str,
+    limit: float,
+    columns: int = SHEET_COLUMNS,
+    style: Style = STYLES["light"],
+    show: bool = False,
 ) -> Figure:
     """Small multiples of `views`, row by row, all with the same axes: y in ±limit."""
     rows = max(1, math.ceil(len(views) / columns))
     width, height, gap, left, top = 2.05, 1.42, 0.16, 0.75, 1.22
     page_width = max(left + columns * (width + gap) + 0.25, 7.2)
-    page = Page(page_width, top + rows * (height + gap) + 0.42, show)
+    page = Page(page_width, top + rows * (height + gap) + 0.42, style, show)
     has_area = any(view.histogram.any() for view in views)
     page.heading(title, HOW_TO_READ + HOW_TO_READ_AREA * has_area, left)
     panels = []
@@ -76,12 +74,25 @@ def draw_layer_sheet(
     return page.figure
 
 
-def draw_edge_label(page: Page, panel: Panel, view: SplineView, size: float) -> None:
+def draw_spline(view: SplineView, title: str, style: Style = STYLES["light"], show: bool = False) -> Figure:
+    """One spline alone, large, with axes that say what they measure."""
+    left, top, width, height = 0.95, 1.22, 5.9, 3.5
+    page = Page(left + width + 0.35, top + height + 0.75, style, show)
+    page.heading(title, HOW_TO_READ + HOW_TO_READ_AREA * bool(view.histogram.any()), left)
+    panel = Panel(left, top, width, height, VISIBLE * view.spline_width, nice_limit(needed_limit([view])))
+    draw_tick_labels(page, panel, view.spline_width / 2, left=True, bottom=True)
+    page.text(left + width / 2, top + height + 0.42, f"activation of input feature {view.input}", 8.5, ha="center")
+    page.text(left - 0.7, top + height / 2, f"added to output feature {view.output}", 8.5, ha="center", rotation=90)
+    draw_splines(page, [panel], [view], 2.4)
+    return page.figure
+
+
+def draw_edge_label(page: Page, panel: Panel, view: SplineView, size: float, with_layer: bool = False) -> None:
     from matplotlib.patheffects import withStroke
 
-    halo = [withStroke(linewidth=2.5, foreground="white", alpha=0.85)]  # a curve may pass behind
-    text = f"{view.input} → {view.output}"
-    page.text(panel.left + 0.08, panel.top + 0.13, text, size, INK, path_effects=halo, zorder=6)
+    halo = [withStroke(linewidth=2.5, foreground=page.style.paper, alpha=0.85)]  # a curve may pass behind
+    text = f"layer {view.layer}, " * with_layer + f"{view.input} → {view.output}"
+    page.text(panel.left + 0.08, panel.top + 0.13, text, size, page.style.ink, path_effects=halo, zorder=6)
 
 
 def draw_tick_labels(page: Page, panel: Panel, grid_end: float, left: bool, bottom: bool) -> None:
@@ -101,19 +112,19 @@ def draw_splines(page: Page, panels: Sequence[Panel], views: Sequence[SplineView
     if not pairs:
         return
     ends = [(panel, view.spline_width / 2) for panel, view in pairs]
-    page.areas([panel.box(s * end, s * panel.x_end) for panel, end in ends for s in (-1, 1)], OUTSIDE)
-    page.areas([histogram_area(panel, view) for panel, view in pairs], AREA, zorder=1)
-    page.lines([panel.at([-panel.x_end, panel.x_end], 0) for panel in panels], RULE, zorder=2)
+    page.areas([panel.box(s * end, s * panel.x_end) for panel, end in ends for s in (-1, 1)], page.style.outside)
+    page.areas([histogram_area(panel, view) for panel, view in pairs], page.style.area, zorder=1)
+    page.lines([panel.at([-panel.x_end, panel.x_end], 0) for panel in panels], page.style.rule, zorder=2)
     page.lines(
         [panel.at([s * end] * 2, [-panel.limit, panel.limit]) for panel, end in ends for s in (-1, 1)],
-        RULE,
+        page.style.rule,
         linestyles=(0, (1, 2)),
         zorder=2,
     )
     beyond = [panel.at(*line) for panel, view in pairs for line in extrapolations(view, panel.x_end, panel.limit)]
-    page.lines(beyond, ACCENT, line_width * 0.7, linestyles=(0, (2.2, 2)), capstyle="butt", zorder=3)
+    page.lines(beyond, page.style.accent, line_width * 0.7, linestyles=(0, (2.2, 2)), capstyle="butt", zorder=3)
     curves = [panel.at(view_knots(view), view.control_points) for panel, view in pairs]
-    page.lines(curves, ACCENT, line_width, zorder=3)
+    page.lines(curves, page.style.accent, line_width, zorder=3)
     if len(views[0].control_points) <= 40:  # more would hide the curve
         page.dots(curves, 2.4 * line_width)
 
@@ -146,25 +157,27 @@ def extrapolations(view: SplineView, x_end: float, limit: float) -> list[tuple[A
     return lines
 
 
-def draw_contact_sheet(control_points: Array, importance: Array, title: str, show: bool = False) -> Figure:
+def draw_contact_sheet(
+    control_points: Array, importance: Array, title: str, style: Style = STYLES["light"], show: bool = False
+) -> Figure:
     """Every spline of a layer, control points (I, G, O) and importance (I, O): inputs down, outputs across."""
     rows, knots, columns = control_points.shape
     cell = max(0.04, min(1.0, 14 / max(rows, columns)))  # inches
     left, top = 0.75, 1.5
-    page = Page(max(left + columns * cell + 0.35, 7.2), top + rows * cell + 0.35, show)
+    page = Page(max(left + columns * cell + 0.35, 7.2), top + rows * cell + 0.35, style, show)
     values = control_points - control_points.mean(1, keepdims=True)
     limit = float(np.quantile(np.abs(values), 0.97)) or 1.0
     page.heading(
         title, f"{HOW_TO_READ_CONTACT}\nCells span ±{limit:.2g} around each mean; what is larger is cut.", left
     )
     stripe = cell * np.array([(0, 0), (1, 0), (1, rows), (0, rows)])
-    page.areas([stripe + np.array([left + o * cell, top]) for o in range(0, columns, 2)], OUTSIDE)
+    page.areas([stripe + np.array([left + o * cell, top]) for o in range(0, columns, 2)], page.style.outside)
     x = left + cell * (np.arange(columns)[:, None] + 0.08 + 0.84 * np.linspace(0, 1, knots))  # (O, G)
     down = 0.5 - 0.45 * np.clip(values / limit, -1, 1).transpose(0, 2, 1)  # (I, O, G), in cells
     y = top + cell * (np.arange(rows)[:, None, None] + down)
     paths = np.stack(np.broadcast_arrays(x, y), axis=-1).reshape(-1, knots, 2)  # (I, O, G, 2) → (I·O, G, 2)
     strength = np.sqrt(importance.ravel() / (importance.max() or 1.0))
-    page.lines(list(paths), importance_colors()(0.15 + 0.85 * strength), max(0.4, min(1.5, 6 * cell)), zorder=3)
+    page.lines(list(paths), ramp(style)(0.15 + 0.85 * strength), max(0.4, min(1.5, 6 * cell)), zorder=3)
     step = next(s for s in (1, 2, 4, 8, 16) if s * cell >= 0.25)
     for i in range(0, rows, step):
         page.text(left - 0.08, top + (i + 0.5) * cell, str(i), ha="right")
@@ -173,130 +186,23 @@ def draw_contact_sheet(control_points: Array, importance: Array, title: str, sho
     return page.figure
 
 
-def draw_overview(layers: Sequence[LayerView], title: str, limit: float, importance_limit: float) -> Figure:
-    """The model in one picture, a row a layer: three splines, where curvature lies, how curved the splines are.
-
-    `limit` is the y axis's, as everywhere; `importance_limit` is where the heat maps' colours end.
-    """
-    left, width, gap, height, row_height, top = 1.72, 1.6, 0.1, 1.707, 1.95, 1.72
-    map_left = left + 3 * (width + gap) + 0.4
-    share_left = map_left + height + 0.45
-    page = Page(share_left + width + 0.35, top + len(layers) * row_height + 0.3)
-    page.heading(title, overview_summary(layers), 0.35)
-    draw_column_heads(page, (left, map_left, share_left), top)
-    tallest = max((float(view.curved_shares.max()) for view in layers), default=1.0)
-    panels, splines = [], []
-    for row, view in enumerate(layers):
-        y, is_last = top + row * row_height, row == len(layers) - 1
-        draw_layer_label(page, view, 0.35, y)
-        for column, spline in enumerate(view.splines[:3]):
-            panel = Panel(left + column * (width + gap), y, width, height, VISIBLE * spline.spline_width, limit)
-            panels.append(panel)
-            splines.append(spline)
-            draw_tick_labels(page, panel, spline.spline_width / 2, left=column == 0, bottom=is_last)
-            draw_edge_label(page, panel, spline, 7.5)
-        page.image(np.sqrt(np.minimum(view.heat_map / importance_limit, 1)), map_left, y, height, height)
-        corners = [(map_left, y), (map_left, y + height), (map_left + height, y + height), (map_left + height, y)]
-        page.lines([np.array([*corners, corners[0]])], RULE, zorder=2)
-        draw_curved_shares(page, view, Panel(share_left, y, width, height, 1, 1), tallest, is_last)
-    draw_splines(page, panels, splines)
-    draw_color_scale(page, map_left, top + len(layers) * row_height - 0.17, height, importance_limit)
-    return page.figure
-
-
-def overview_summary(layers: Sequence[LayerView]) -> str:
-    splines = sum(view.in_features * view.out_features for view in layers)
-    curved = float(np.mean([view.curved for view in layers])) if layers else 0.0
-    straight = f"Straight lines would explain {100 * (1 - curved):.0f} % of their variation."
-    return (
-        f"{splines:,} learnable piecewise-linear functions in {len(layers)} layers. "
-        f"{straight if curved > 1e-6 else 'All are still straight lines.'}"
-    )
-
-
-def draw_column_heads(page: Page, lefts: tuple[float, float, float], top: float) -> None:
-    heads = (
-        ("The most curved", "Label: input → output feature. Dots: control points.\nGrey: where the activations lie."),
-        ("Where curvature lies", "Input features down, output features\nacross, the most curved first."),
-        ("How curved they are", "All splines by the share of their\nvariation no straight line makes."),
-    )
-    for x, (name, reading) in zip(lefts, heads, strict=True):
-        page.text(x, top - 0.58, name, size=9.5, color=INK, weight="bold", va="baseline")
-        page.text(x, top - 0.48, reading, size=7, va="top")
-
-
-def draw_layer_label(page: Page, view: LayerView, x: float, y: float) -> None:
-    page.text(x, y + 0.09, f"Layer {view.layer}", size=10.5, color=INK, weight="bold")
-    facts = f"{view.in_features} → {view.out_features}"
-    if not math.isnan(view.outside):
-        facts += f"\n{100 * view.outside:.1f} % of\nactivations\noff the grid"
-    page.text(x, y + 0.26, facts, va="top")
-
-
-def draw_curved_shares(page: Page, view: LayerView, panel: Panel, tallest: float, is_last: bool) -> None:
-    """The distribution of the splines' curved share of variation, in a panel with axes ±1; the layer's as a number."""
-    edges = np.linspace(-1, 1, len(view.curved_shares) + 1)
-    tops = np.repeat(1.2 * view.curved_shares / tallest - 1, 2)
-    outline = panel.at(np.repeat(edges, 2), np.concatenate([[-1], tops, [-1]]))
-    page.areas([panel.box(-1, 1)], OUTSIDE)
-    page.areas([outline], "#9fc0e4", zorder=1)
-    page.text(panel.left + 0.07, panel.top + 0.22, f"{100 * view.curved:.0f} %", size=15, color=ACCENT, weight="bold")
-    if is_last:
-        for x, label, align in ((-1, "straight", "left"), (1, "curved", "right")):
-            across, down = panel.at(x, -1)
-            page.text(across, down + 0.16, label, ha=align, va="baseline")
-
-
-def draw_color_scale(page: Page, x: float, y: float, width: float, limit: float) -> None:
-    """A strip from 0 to `limit`; the colours are those of the square root."""
-    page.image(np.sqrt(np.linspace(0, 1, 128))[None], x + 0.15, y, width - 0.6, 0.07)
-    page.text(x, y + 0.035, "0")
-    page.text(x + width, y + 0.035, f"≥ {limit:g}", ha="right")
-
-
 def plot_layer(
     layer: KANLayer,
-    inputs: Sequence[int] | None = None,
-    outputs: Sequence[int] | None = None,
+    inputs: Features = None,
+    outputs: Features = None,
     everything: bool = False,
     activations: Tensor | None = None,
     save_path: str | PathLike[str] | None = None,
     show: bool = False,
-    title: str = "",
+    style: str = "light",
 ) -> Figure:
-    """Draw splines of one layer; see `KANLayer.plot`. `title` goes before the sheet's own.
+    """Draw splines of one layer; see `KANLayer.plot`.
 
-    Raises ValueError for a feature that is not there, for more than MOST_PAIRS named pairs, and for activations that
-    are not finite or not (*, in_features).
+    Raises ValueError for a feature that is not there, for more than MOST_PAIRS named pairs, for activations that
+    are not finite or not (*, in_features), and for an unknown style.
     """
-    ins, outs = (
-        chosen_features("inputs", inputs, layer.in_features),
-        chosen_features("outputs", outputs, layer.out_features),
-    )
-    both_named = inputs is not None and outputs is not None
-    if both_named and len(ins) * len(outs) > MOST_PAIRS:
-        raise ValueError(
-            f"inputs and outputs name {len(ins)} x {len(outs)} splines; at most {MOST_PAIRS} fit on a sheet"
-        )
-    if everything and (inputs is not None or outputs is not None):
-        raise ValueError("everything=True draws all splines; leave out inputs and outputs")
-    rows = as_rows(layer, activations)
-    importance = edge_importance(layer, rows)
-    if everything and max(importance.shape) > GRID_FEATURES:
-        title += f"All {importance.size:,} splines"
-        figure = draw_contact_sheet(to_numpy(layer.control_points()), importance, title, show)
-    else:
-        if both_named or everything:
-            edges = [(i, o) for i in ins for o in outs]
-            columns = min(len(outs), GRID_FEATURES)
-            title += f"{len(edges)} splines"
-        else:
-            top = varied_top(importance[np.ix_(ins, outs)], SHEET_SPLINES)
-            edges = [(ins[i], outs[o]) for i, o in top]
-            columns = SHEET_COLUMNS
-            title += f"The {len(edges)} most curved splines"
-        views = view_splines(layer, 0, rows, edges, importance)
-        figure = draw_layer_sheet(views, title, nice_limit(needed_limit(views)), columns, show)
+    colors = chosen_style(style)
+    figure = draw_snapshot(take(layer, 0, activations), inputs, outputs, everything, SHEET_SPLINES, "", colors, show)
     if save_path is not None:
         figure.savefig(save_path, dpi=DPI)
     if show:
@@ -306,14 +212,67 @@ def plot_layer(
     return figure
 
 
-def chosen_features(name: str, chosen: Sequence[int] | None, count: int) -> list[int]:
-    """`chosen` as a list, all features if None; ValueError naming the argument for one that is not 0 … count - 1."""
+def draw_snapshot(
+    snapshot: Snapshot,
+    inputs: Features = None,
+    outputs: Features = None,
+    everything: bool = False,
+    count: int = SHEET_SPLINES,
+    heading: str = "",
+    style: Style = STYLES["light"],
+    show: bool = False,
+    limit: float = 0.0,
+) -> Figure:
+    """The splines that the arguments name, the `count` most curved of them, or all; `heading` goes before the title.
+
+    `limit`: the least y axis of a sheet, so that sheets of several steps are comparable.
+    """
+    ins, outs = (
+        chosen_features("inputs", inputs, snapshot.inputs),
+        chosen_features("outputs", outputs, snapshot.outputs),
+    )
+    both_named = inputs is not None and outputs is not None
+    if both_named and len(ins) * len(outs) > MOST_PAIRS:
+        raise ValueError(
+            f"inputs and outputs name {len(ins)} x {len(outs)} splines; at most {MOST_PAIRS} fit on a sheet"
+        )
+    if everything and (inputs is not None or outputs is not None):
+        raise ValueError("everything=True draws all splines; leave out inputs and outputs")
+    importance = edge_importance(snapshot)
+    if everything and max(importance.shape) > GRID_FEATURES:
+        title = f"{heading}All {importance.size:,} splines"
+        return draw_contact_sheet(snapshot.control_points, importance, title, style, show)
+    if both_named or everything:
+        edges, columns = [(i, o) for i in ins for o in outs], min(len(outs), GRID_FEATURES)
+        title = f"{len(edges)} splines"
+    else:
+        top = varied_top(importance[np.ix_(ins, outs)], count)
+        edges, columns = [(ins[i], outs[o]) for i, o in top], SHEET_COLUMNS
+        title = f"The {len(edges)} most curved splines"
+    views = view_splines(snapshot, edges, importance)
+    if len(views) == 1:
+        return draw_spline(views[0], f"{heading}Spline {views[0].input} → {views[0].output}", style, show)
+    return draw_layer_sheet(views, heading + title, max(limit, nice_limit(needed_limit(views))), columns, style, show)
+
+
+def capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def chosen_features(name: str, chosen: Features, there: Array) -> list[int]:
+    """Places in `there`, the features that can be drawn, of those `chosen`: one, several, or all of them if None.
+
+    ValueError naming the argument for a feature that is not there.
+    """
     if chosen is None:
-        return list(range(count))
-    features = [int(feature) for feature in chosen]
+        return list(range(len(there)))
+    features = [int(feature) for feature in ([chosen] if isinstance(chosen, int) else chosen)]
     if not features:
         raise ValueError(f"{name} must name at least one feature; got none")
+    places = {int(feature): place for place, feature in enumerate(there)}
     for feature in features:
-        if not 0 <= feature < count:
-            raise ValueError(f"{name} must be from 0 to {count - 1}; got {feature}")
-    return features
+        if feature not in places:
+            is_whole = len(there) == int(there[-1]) + 1
+            allowed = f"from 0 to {there[-1]}" if is_whole else f"one of the {len(there)} that were recorded"
+            raise ValueError(f"{name} must be {allowed}; got {feature}")
+    return [places[feature] for feature in features]

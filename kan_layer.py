@@ -259,24 +259,26 @@ class KANLayer(nn.Module):
 
     def plot(
         self,
-        inputs: Sequence[int] | None = None,
-        outputs: Sequence[int] | None = None,
+        inputs: int | Sequence[int] | None = None,
+        outputs: int | Sequence[int] | None = None,
         *,
         everything: bool = False,
         activations: Tensor | None = None,
         save_path: str | PathLike[str] | None = None,
         show: bool = False,
+        style: str = "light",
     ) -> Figure:
-        """Draw splines of this layer and return the matplotlib figure.
+        """Draw splines of this layer and return the matplotlib figure, which a notebook shows as it is.
 
-        By default the most curved splines, one panel each. `inputs` and `outputs` restrict (or, with both given, name)
-        the features; `everything` draws all of them as one sheet. `activations`, (*, in_features), puts the histogram
-        of what reaches each spline behind it and weighs curvature with use. Saved to `save_path` if given; shown in a
-        window only if `show`.
+        By default the most curved splines, one panel each. `inputs` and `outputs`, numbers or lists of them, restrict
+        (or, with both given, name) the features; a single spline is drawn large; `everything` draws all as one sheet.
+        `activations`, (*, in_features), puts the histogram of what reaches each spline behind it and weighs curvature
+        with use. `style` is "light", "dark" or "print" (black ink alone). Saved to `save_path` if given, as pixels
+        (.png) or vectors (.svg, .pdf); shown in a window only if `show`.
         """
         import figures
 
-        return figures.plot_layer(self, inputs, outputs, everything, activations, save_path, show)
+        return figures.plot_layer(self, inputs, outputs, everything, activations, save_path, show, style)
 
     def visualize_all_mappings(self, save_path: str | PathLike[str] | None = None) -> Figure:
         """Draw every spline of the layer as one sheet, inputs down and outputs across."""

@@ -6,6 +6,7 @@ panel would.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,14 +14,68 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spline_views import Array
+from spline_snapshot import Array
 
 if TYPE_CHECKING:
+    from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-INK, MUTED, RULE, OUTSIDE, AREA = "#1c2128", "#6a737d", "#c9ced6", "#f4f5f7", "#d5dae2"
-ACCENT = "#0a5fb4"  # one accent, a blue that all kinds of colour vision tell from grey
+
+@dataclass(frozen=True)
+class Style:
+    """Colours of a picture: its paper, three greys of text and lines, two grounds, and one accent.
+
+    The accent is a blue, which all kinds of colour vision tell from grey.
+    """
+
+    paper: str = "#ffffff"
+    ink: str = "#1c2128"
+    muted: str = "#6a737d"
+    rule: str = "#c9ced6"
+    outside: str = "#f4f5f7"
+    area: str = "#d5dae2"
+    shares: str = "#9fc0e4"
+    accent: str = "#0a5fb4"
+    ramp: tuple[str, ...] = ("#ffffff", "#b9d3ee", "#5f9ed8", "#0a5fb4", "#06294f")
+    """Of importance, from none to much, in even steps of lightness."""
+    scale: float = 1.0
+    """Of text and lines."""
+
+
+STYLES = {
+    "light": Style(),
+    "dark": Style(
+        paper="#14171c",
+        ink="#e8eaee",
+        muted="#98a1ad",
+        rule="#3a424d",
+        outside="#1b1f26",
+        area="#333b46",
+        shares="#3f6a96",
+        accent="#6cb0f2",
+        ramp=("#14171c", "#173a5e", "#2a71b0", "#6cb0f2", "#e3f1ff"),
+    ),
+    "print": Style(  # black ink alone, heavier lines: legible after a photocopier
+        ink="#000000",
+        muted="#333333",
+        rule="#999999",
+        outside="#f2f2f2",
+        area="#d0d0d0",
+        shares="#8c8c8c",
+        accent="#000000",
+        ramp=("#ffffff", "#c8c8c8", "#8f8f8f", "#4a4a4a", "#000000"),
+        scale=1.15,
+    ),
+}
+
+
+def chosen_style(name: str) -> Style:
+    """The style of that name; ValueError if there is none."""
+    if name not in STYLES:
+        raise ValueError(f"style must be one of {', '.join(STYLES)}; got {name!r}")
+    return STYLES[name]
 
 
 @dataclass(frozen=True)
@@ -46,55 +101,83 @@ class Panel:
 
 
 class Page:
-    """A blank figure of the given size in inches, and pens."""
+    """A blank figure of the given size in inches, and pens in the colours of `style`."""
 
-    def __init__(self, width: float, height: float, show: bool = False) -> None:
+    def __init__(self, width: float, height: float, style: Style = STYLES["light"], show: bool = False) -> None:
+        self.style = style
         if show:  # only a figure of pyplot's has a window
             import matplotlib.pyplot as plt
 
-            self.figure: Figure = plt.figure(figsize=(width, height))
+            self.figure: Figure = plt.figure(figsize=(width, height), FigureClass=notebook_figure())
         else:
-            from matplotlib.figure import Figure as BareFigure
-
-            self.figure = BareFigure(figsize=(width, height))
-        self.figure.set_facecolor("white")
+            self.figure = notebook_figure()(figsize=(width, height))
+        self.figure.set_facecolor(style.paper)
         self.axes = self.figure.add_axes((0, 0, 1, 1), frameon=False, autoscale_on=False)
         self.axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 
-    def text(self, x: float, y: float, text: str, size: float = 7.5, color: str = MUTED, **style: Any) -> None:
+    def text(self, x: float, y: float, text: str, size: float = 7.5, color: str = "", **style: Any) -> None:
         style = {"ha": "left", "va": "center", "linespacing": 1.45, **style}
-        self.axes.text(x, y, text, fontsize=size, color=color, **style)
+        self.axes.text(x, y, text, fontsize=size * self.style.scale, color=color or self.style.muted, **style)
 
-    def lines(self, paths: Sequence[Array], color: Any = INK, width: float = 0.6, **style: Any) -> None:
+    def lines(self, paths: Sequence[Array], color: Any = None, width: float = 0.6, **style: Any) -> LineCollection:
         from matplotlib.collections import LineCollection
 
         style = {"capstyle": "round", "joinstyle": "round", **style}
-        self.axes.add_collection(LineCollection(list(paths), colors=color, linewidths=width, **style), autolim=False)
+        colors = self.style.ink if color is None else color
+        pen = LineCollection(list(paths), colors=colors, linewidths=width * self.style.scale, **style)
+        self.axes.add_collection(pen, autolim=False)
+        return pen
 
-    def areas(self, polygons: Sequence[Array], color: str, zorder: float = 0) -> None:
+    def areas(self, polygons: Sequence[Array], color: str, zorder: float = 0) -> PolyCollection:
         from matplotlib.collections import PolyCollection
 
         area = PolyCollection(list(polygons), facecolors=color, linewidths=0, zorder=zorder)
         self.axes.add_collection(area, autolim=False)
+        return area
 
-    def dots(self, points: Sequence[Array], size: float) -> None:
+    def dots(self, points: Sequence[Array], size: float) -> Line2D:
         x, y = np.concatenate(points).T
-        self.axes.plot(x, y, "o", markersize=size, color=ACCENT, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
+        (dots,) = self.axes.plot(
+            x,
+            y,
+            "o",
+            markersize=size * self.style.scale,
+            color=self.style.accent,
+            markeredgecolor=self.style.paper,
+            markeredgewidth=0.5,
+            zorder=4,
+        )
+        return dots
 
     def image(self, values: Array, left: float, top: float, width: float, height: float) -> None:
         """`values` in 0 … 1, first row at the top."""
         extent = (left, left + width, top + height, top)
-        self.axes.imshow(values, cmap=importance_colors(), vmin=0, vmax=1, extent=extent, aspect="auto", zorder=1)
+        colors = ramp(self.style)
+        self.axes.imshow(values, cmap=colors, vmin=0, vmax=1, extent=extent, aspect="auto", zorder=1)
         self.axes.set(xlim=self.axes.get_xlim(), ylim=self.axes.get_ylim())
 
     def heading(self, title: str, subtitle: str, left: float) -> None:
-        self.text(left, 0.34, title, size=13, color=INK, weight="bold")
+        self.text(left, 0.34, title, size=13, color=self.style.ink, weight="bold")
         self.text(left, 0.55, subtitle, size=8, va="top")
 
 
 @cache
-def importance_colors() -> Colormap:
-    """White through the accent to nearly black, even steps in lightness."""
+def ramp(style: Style) -> Colormap:
+    """The style's colours of importance, 0 … 1."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("importance", ["#ffffff", "#b9d3ee", "#5f9ed8", ACCENT, "#06294f"])
+    return LinearSegmentedColormap.from_list("importance", list(style.ramp))
+
+
+@cache
+def notebook_figure() -> type[Figure]:
+    """A matplotlib figure that a notebook shows as it is, whether or not pyplot has been set up there."""
+    from matplotlib.figure import Figure as BareFigure
+
+    class NotebookFigure(BareFigure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=110)
+            return buffer.getvalue()
+
+    return NotebookFigure

@@ -1,92 +1,181 @@
-"""Draw the splines of a checkpoint again: all pictures of the run, or one layer's."""
+"""Draw splines: all pictures of a checkpoint again, one layer, one function, or a film over the checkpoints."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from figures import SHEET_SPLINES
-from model import GPT
+from basis_figure import draw_basis
+from figures import SHEET_SPLINES, capitalized, chosen_features, draw_snapshot
+from film import write_film
+from page import STYLES, chosen_style
+from spline_snapshot import Snapshot, take_all
+from spline_views import edge_importance, varied_top, view_splines
 from training.batches import Batch
-from training.checkpoint import LoadedCheckpoint, load_checkpoint
+from training.checkpoint import LoadedCheckpoint, list_steps, load_checkpoint, step_path
 from training.dataset import Dataset, ensure_prepared
 from training.errors import UserError, exit_on_user_error
 from training.options import OptionParser
-from training.pictures import SplinePictures, picture_batches
+from training.pictures import SplinePictures, picture_batches, save_picture
+from training.spline_records import SplineRecords
 
 USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
 FORMATS = (".png", ".pdf", ".svg")
+BASIS = "basis"
 
 
 @dataclass(frozen=True)
 class Options:
     out_dir: tyro.conf.Positional[Path]
-    """The run's directory, or one of its checkpoint files."""
+    """The run's directory, or one of its checkpoint files; the word basis draws the figure of the docs."""
     layer: int | None = None
     """Draw only this spline layer, counted from 0; without it all layers and the overview."""
+    inputs: str = ""
+    """Only these input features of the layer, as in 3 or 3,17."""
+    outputs: str = ""
+    """Only these output features; one input and one output are drawn large."""
     step: str = "latest"
-    """Which checkpoint: latest, best or a step."""
+    """Which checkpoint: latest, best or a step (any that was recorded)."""
     count: int = SHEET_SPLINES
-    """Splines on a layer's sheet, the most curved ones."""
+    """Splines on a sheet or in a film, the most curved ones."""
     everything: bool = False
     """Draw every spline of the layer (of each layer, without --layer) on one sheet."""
+    film: bool = False
+    """Write an animated picture of how the splines formed, over all recorded steps."""
+    style: Literal["light", "dark", "print"] = "light"
+    """Colours: for a light or a dark page, or black ink alone."""
     output: Path | None = None
-    """Where to write the layer's picture (.png, .pdf or .svg); by default among the run's pictures."""
+    """Where to write the picture (.png, .pdf, .svg) or film (.gif, .png, .mp4); by default among the run's."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"count must be at least 1; got {self.count}")
+        if (self.inputs or self.outputs) and self.layer is None:
+            raise UserError("--inputs and --outputs are features of a layer; say which with --layer")
+        if self.output and self.layer is None and not self.film and str(self.out_dir) != BASIS:
+            raise UserError("--output names one picture; say which with --layer")
+        if self.output and not self.film and self.output.suffix.lower() not in FORMATS:
+            raise UserError(f"--output must end in {', '.join(FORMATS)}; got {self.output}")
+        features(self.inputs, "inputs")
+        features(self.outputs, "outputs")
 
 
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])
-    check(options)
-    checkpoint = load_checkpoint(options.out_dir, options.step)
-    layers = layers_to_draw(checkpoint.model, options)
-    batches = validation_batches(checkpoint)
     try:
-        paths = draw(checkpoint, layers, batches, options)
+        paths = draw(options)
     except OSError as error:
-        where = options.output or run_directory(checkpoint.path)
-        raise UserError(f"{where} cannot be written ({error.strerror}); choose another --output") from error
+        where = options.output or options.out_dir
+        raise UserError(f"{where} cannot be written ({error.strerror or error}); choose another --output") from error
+    except ValueError as error:  # features that are not there
+        raise UserError(str(error)) from error
     for path in paths:
         print(path)
 
 
-def draw(checkpoint: LoadedCheckpoint, layers: list[int], batches: list[Batch], options: Options) -> list[Path]:
+def draw(options: Options) -> list[Path]:
     """Draw what the options ask for; the files written."""
-    pictures = SplinePictures(run_directory(checkpoint.path))
+    if str(options.out_dir) == BASIS and not options.out_dir.exists():
+        path = options.output or Path("basis.png")
+        save_picture(draw_basis(chosen_style(options.style)), path)
+        return [path]
+    if options.film:
+        return [draw_film(options)]
+    step, run, snapshots = look(options.out_dir, options.step)
+    layers = layers_to_draw(snapshots, options.layer)
     if options.layer is None and not options.everything:
-        folder = pictures.draw(checkpoint.model, checkpoint.step, batches, options.count)
-        assert folder is not None  # there are spline layers
+        folder = SplinePictures(run, STYLES[options.style]).draw(step, snapshots, options.count)
         return [*(folder / f"layer_{layer:02d}.png" for layer in layers), folder / "overview.png"]
-    return [
-        pictures.draw_layer(
-            checkpoint.model, checkpoint.step, batches, layer, options.count, options.everything, options.output
-        )
-        for layer in layers
-    ]
+    return [draw_layer(options, step, run, snapshots[layer]) for layer in layers]
 
 
-def check(options: Options) -> None:
-    if options.count < 1:
-        raise UserError(f"count must be at least 1; got {options.count}")
-    if options.output and options.layer is None:
-        raise UserError("--output names one picture; say which with --layer")
-    if options.output and options.output.suffix.lower() not in FORMATS:
-        raise UserError(f"--output must end in {', '.join(FORMATS)}; got {options.output}")
+def draw_layer(options: Options, step: int, run: Path, snapshot: Snapshot) -> Path:
+    """One sheet of a layer, on the run's axes where they are wider than it needs."""
+    inputs, outputs = features(options.inputs, "inputs"), features(options.outputs, "outputs")
+    heading = f"{capitalized(snapshot.name)}, step {step:,} · "
+    limit = SplinePictures(run).axes().spline_limit
+    style = STYLES[options.style]
+    figure = draw_snapshot(snapshot, inputs, outputs, options.everything, options.count, heading, style, limit=limit)
+    named = "_".join(f"{k}{'-'.join(map(str, v))}" for k, v in (("in", inputs), ("out", outputs)) if v is not None)
+    name = f"layer_{snapshot.layer:02d}_{'everything' if options.everything else named or 'most_curved'}.png"
+    path = options.output or SplineRecords(run).step_folder(step) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(figure, path)
+    return path
 
 
-def layers_to_draw(model: GPT, options: Options) -> list[int]:
+def draw_film(options: Options) -> Path:
+    """The film of a layer's most curved splines at the end (of every layer's, without --layer), or of those named."""
+    records = SplineRecords(run_directory(options.out_dir))
+    steps = records.steps()
+    if len(steps) < 2:
+        raise UserError(f"{records.folder} has records of {len(steps)} steps, and a film needs two; train longer")
+    last = records.read(steps[-1])
+    layers = layers_to_draw(last, options.layer)
+    edges: list[tuple[int, list[tuple[int, int]]]] = []
+    for layer in layers:
+        importance = edge_importance(last[layer])
+        rows = chosen_features("inputs", features(options.inputs, "inputs"), last[layer].inputs)
+        columns = chosen_features("outputs", features(options.outputs, "outputs"), last[layer].outputs)
+        chosen = importance[rows][:, columns]
+        both = options.inputs and options.outputs
+        count = chosen.size if both else -(-options.count // len(layers))
+        edges.append((layer, [(rows[i], columns[o]) for i, o in varied_top(chosen, count)]))
+    frames = []
+    for step in steps:
+        snapshots = records.read(step)
+        frames.append((step, [view for layer, pairs in edges for view in view_splines(snapshots[layer], pairs)]))
+    path = options.output or records.folder / "film.gif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"How splines of layer {options.layer} formed" if options.layer is not None else "How splines formed"
+    write_film(path, frames, title, STYLES[options.style])
+    return path
+
+
+def features(text: str, name: str) -> list[int] | None:
+    """The features that "3,17" names; None for "", which names none. UserError for what is not that."""
+    if not text:
+        return None
+    numbers = text.replace(" ", "").split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise UserError(f"{name} must be numbers of features, as in 3 or 3,17; got {text!r}")
+    return [int(number) for number in numbers]
+
+
+def look(path: Path, which: str) -> tuple[int, Path, list[Snapshot]]:
+    """The step, the run's directory and the spline layers there: of a checkpoint, or of a record that outlived it."""
+    run = run_directory(path)
+    records = SplineRecords(run)
+    recorded = records.steps()
+    newest = recorded[-1] if recorded and not list_steps(run) else -1  # latest, if there are no checkpoints
+    at = int(which) if which.isdecimal() else newest if which == "latest" else -1
+    if at in recorded and path.is_dir() and not step_path(run, at).is_file():
+        return at, run, records.read(at)
+    checkpoint = load_checkpoint(path, which)
+    step = checkpoint.step
+    if not checkpoint.model.spline_layers():
+        raise UserError(f"{path} has no splines to draw: its model was trained with ffn={checkpoint.config.ffn}")
+    if step in recorded and all(snapshot.is_whole for snapshot in records.read(step)):
+        return step, run, records.read(step)
+    snapshots = take_all(checkpoint.model, validation_batches(checkpoint))
+    if step not in recorded:
+        records.write(step, snapshots)
+    return step, run, snapshots
+
+
+def layers_to_draw(snapshots: Sequence[Snapshot], layer: int | None) -> list[int]:
     """Numbers of the spline layers that the user wants to see."""
-    count = len(model.spline_layers())
-    if not count:
-        raise UserError(f"{options.out_dir} has no splines to draw: its model was trained with ffn={model.config.ffn}")
-    if options.layer is None:
-        return list(range(count))
-    if not 0 <= options.layer < count:
-        raise UserError(f"layer must be from 0 to {count - 1}; got {options.layer}")
-    return [options.layer]
+    if layer is None:
+        return list(range(len(snapshots)))
+    if not 0 <= layer < len(snapshots):
+        raise UserError(f"layer must be from 0 to {len(snapshots) - 1}; got {layer}")
+    return [layer]
 
 
 def validation_batches(checkpoint: LoadedCheckpoint) -> list[Batch]:
@@ -102,9 +191,11 @@ def validation_batches(checkpoint: LoadedCheckpoint) -> list[Batch]:
         return []
 
 
-def run_directory(checkpoint: Path) -> Path:
-    """The run that a checkpoint file belongs to; the file's own folder if it lies elsewhere."""
-    folder = checkpoint.resolve().parent
+def run_directory(path: Path) -> Path:
+    """The run that a path is, or that a checkpoint file belongs to; the file's own folder if it lies elsewhere."""
+    if path.is_dir():
+        return path
+    folder = path.resolve().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 

@@ -6,11 +6,13 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import backends
 from model import GPT
+from report import REPORT_FILE, write_report
 from sample import generate
 from training.batches import BatchSampler, evaluation_batches
 from training.dataset import Dataset, open_together
@@ -21,13 +23,14 @@ from training.evaluation import EVALUATION_TOKENS, evaluate
 from training.interrupt import StopRequest, must_stop
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel, check_shardable
-from training.pictures import SplinePictures, picture_batches
 from training.progress import Stopwatch, duration, progress_line
 from training.randomness import seed_step
 from training.run import Run, command, open_run
+from training.run_facts import write_facts
 from training.run_writer import RunWriter
 from training.schedule import learning_rate
 from training.spline_training import SplineTraining
+from training.spline_watch import SplineWatch
 from training.token_file import DataChanged
 from training.tracker import Tracker
 
@@ -45,6 +48,7 @@ def main() -> None:
         trainer.describe()
         with StopRequest() as stop:
             trainer.train(stop)
+            trainer.report(stop)
         trainer.tell_what_next(stop)
     if trainer.tracker.hangs:
         end_at_once(stop.exit_code)
@@ -94,6 +98,11 @@ class Trainer:
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
         self.writer = RunWriter(run, self.parallel, self.optimizer)
         self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
+        self.watch = SplineWatch(run.directory, config, self.val_stream, self.tracker)
+        with self.writer.writing():
+            if world.is_main:
+                write_facts(run.directory, self.model, dataset, device)
+                self.watch.records.forget_after(self.progress.step)
 
     def _settle(self) -> None:
         self.parallel.settle(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
@@ -141,6 +150,9 @@ class Trainer:
     def train(self, stop: StopRequest) -> None:
         """All steps that are left, with evaluations and checkpoints between; returns early when asked to stop."""
         config, progress = self.config, self.progress
+        if progress.step == 0:
+            with self.stopwatch.pause():
+                self._look()
         try:
             with noticing_losses():
                 while progress.step < config.max_iters and not must_stop(stop, self.world):
@@ -153,6 +165,8 @@ class Trainer:
                 if progress.saved_step != progress.step:
                     self._save()
                 self.writer.wait()
+                if self.world.is_main and not stop:
+                    self.watch.finish(progress.step)
         except (LostProcess, DataChanged) as error:
             kept, again = self.writer.kept(), self.writer.resume_command()
             raise type(error)(f"{error}; {kept}: go on with {again}") from error
@@ -227,9 +241,10 @@ class Trainer:
             return
         self.device.synchronize()
         stopwatch.lap()
-        val_loss = None
+        val_loss = splines = None
         if evaluating:
             with stopwatch.pause():
+                splines = self._look()
                 val_loss = evaluate(self.model, self.val_stream, config, self.device, self.world)
             progress.val_loss = val_loss
             progress.is_best = val_loss < progress.best_val_loss
@@ -248,7 +263,7 @@ class Trainer:
             self._mfu(),
         )
         print(line, flush=True)
-        record = {
+        record: dict[str, Any] = {
             "step": progress.step,
             "train_loss": progress.train_loss,
             "val_loss": val_loss,
@@ -259,6 +274,8 @@ class Trainer:
             "elapsed_s": stopwatch.elapsed_s,
             **self.splines.metrics(),
         }
+        if splines is not None:
+            record["splines"] = splines
         self.writer.log(record)
         self.tracker.log(record, progress.step)
 
@@ -289,23 +306,31 @@ class Trainer:
         self.writer.save(header, is_best=progress.is_best and self._is_due(config.eval_interval))
         progress.saved_step = progress.step
 
+    def _look(self) -> list[dict[str, Any]] | None:
+        """Record the splines; the numbers that sum them up, a dict a layer, on the main process."""
+        model = self.parallel.whole() if self.config.splines else None
+        return self.watch.look(model, self.progress.step) if self.world.is_main and model is not None else None
+
     def _show(self) -> None:
-        """Pictures of the splines and a sample. They are for looking at: their failure does not stop the run."""
+        """A sample, and the live report. They are for looking at: their failure does not stop the run."""
         step, model = self.progress.step, self.parallel.whole()
         if not self.world.is_main or model is None:
             return
         try:
-            self.splines.warn_once(model, self.val_stream)
-            if self.config.splines:
-                folder = SplinePictures(self.run.directory).draw(
-                    model, step, picture_batches(self.val_stream, self.config.block_size)
-                )
-                if folder is not None:
-                    self.tracker.log_picture(folder / "overview.png", step)
             if self.config.sample_tokens:
                 write_sample(model, self.dataset, self.run.directory, step, self.config.sample_tokens)
+            if self.config.live:
+                write_report([self.run.directory], live=step < self.config.max_iters)
         except Exception as error:
-            print(f"pictures and sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
+            print(f"sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
+
+    def report(self, stop: StopRequest) -> None:
+        """Write report.html, unless the run was stopped; `python report.py` does it any time."""
+        if self.config.report and self.world.is_main and not stop:
+            try:
+                write_report([self.run.directory])
+            except Exception as error:
+                print(f"report: {type(error).__name__}: {error}; the run is complete", flush=True)
 
     def tell_what_next(self, stop: StopRequest) -> None:
         directory, progress = self.run.directory, self.progress
@@ -316,10 +341,12 @@ class Trainer:
         print(self.writer.summary(self.stopwatch.elapsed_s))
         best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
         print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
-        picture = SplinePictures(directory).step_folder(progress.step) / "overview.png"
+        picture = self.watch.records.step_folder(progress.step) / "overview.png"
         if picture.is_file():
             print(f"splines: {picture}")
-        print(f"sample:  {command('sample.py', str(directory))}", flush=True)
+        print(f"sample:  {command('sample.py', str(directory))}")
+        if (directory / REPORT_FILE).is_file():
+            print(f"report:  {directory / REPORT_FILE} (open it in a browser)", flush=True)
 
 
 def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT:

@@ -12,12 +12,13 @@ import numpy as np
 from bench.case import Case
 from bench.contestants import COMPILED, is_matrices
 from bench.result import Result
-from page import ACCENT, AREA, INK, MUTED, RULE
+from page import STYLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+STYLE = STYLES["light"]
 FORMATS = (".png", ".pdf", ".svg")
 HOW_TO_READ = "Grey: faster than the measured peaks of arithmetic and memory allow."
 USUAL_GRID = 8  # with which the layer has the parameters of a GPT's MLP
@@ -27,7 +28,7 @@ WIDTH, HEIGHT, LEFT, BESIDE, TOP, BELOW = 3.4, 3.9, 0.75, 2.95, 1.25, 0.95  # of
 
 # Hues that all kinds of colour vision tell apart; a family has its own dashes, so that no line depends on its hue.
 OURS = {
-    **dict.fromkeys(("native", "triton"), ACCENT),  # one is for CPUs, the other for GPUs
+    **dict.fromkeys(("native", "triton"), STYLE.accent),  # one is for CPUs, the other for GPUs
     "dense": "#3fa7e0",
     "embedding_bag": "#0b8a6b",
     "csr": "#5b51b8",
@@ -91,7 +92,7 @@ def draw_times(results: Sequence[Result], subtitle: str) -> Figure:
     figure = Figure(figsize=(page_width, page_height), facecolor="white")
     heading: dict[str, Any] = {"x": 0.3 / page_width, "ha": "left", "va": "center"}
     figure.text(y=1 - 0.3 / page_height, s="Forward and backward of one layer", fontsize=13, weight="bold", **heading)
-    figure.text(y=1 - 0.68 / page_height, s=subtitle, fontsize=8, color=MUTED, linespacing=1.45, **heading)
+    figure.text(y=1 - 0.68 / page_height, s=subtitle, fontsize=8, color=STYLE.muted, linespacing=1.45, **heading)
     styles = line_styles(list(dict.fromkeys(result.contestant for result in results)))
     for k, plan in enumerate(plans):
         row, column = divmod(k, columns)
@@ -115,9 +116,9 @@ def line_style(name: str, mark: str) -> dict[str, Any]:
     elif base.startswith("kanditioned"):
         color, dashes = KANDITIONED, ":"
     elif is_matrices(base):
-        color, dashes = INK, {"mlp": "-", "swiglu": "--"}.get(base, ":")
+        color, dashes = STYLE.ink, {"mlp": "-", "swiglu": "--"}.get(base, ":")
     else:
-        color, dashes = OURS.get(base, MUTED), "-"
+        color, dashes = OURS.get(base, STYLE.muted), "-"
     hollow = {"markerfacecolor": "white"} if name != base else {}
     width = 2.2 if base in ("mlp", "native", "triton") else 1.3
     return {"color": color, "linestyle": dashes, "linewidth": width, "marker": mark, "markersize": 4.5, **hollow}
@@ -136,7 +137,7 @@ def draw_panel(axes: Axes, plan: PanelPlan, results: Sequence[Result], styles: M
     for name, curve in curves.items():
         points = sorted(curve.items())
         if name == LIMIT:
-            axes.fill_between([x for x, _ in points], [ms for _, ms in points], color=AREA, linewidth=0, zorder=1)
+            axes.fill_between([x for x, _ in points], [ms for _, ms in points], color=STYLE.area, linewidth=0, zorder=1)
         else:
             axes.plot(*zip(*points, strict=True), **styles[name], zorder=3)
     label_ends(axes, {name: max(curve.items()) for name, curve in curves.items()}, styles)
@@ -152,15 +153,15 @@ def style_axes(axes: Axes, plan: PanelPlan, floor: float, ceiling: float) -> Non
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title(plan.title, loc="left", fontsize=9.5, color=INK, weight="bold")
-    axes.tick_params(colors=MUTED, labelsize=8, length=0)
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
+    axes.set_title(plan.title, loc="left", fontsize=9.5, color=STYLE.ink, weight="bold")
+    axes.tick_params(colors=STYLE.muted, labelsize=8, length=0)
+    axes.grid(axis="y", color=STYLE.rule, linewidth=0.5)
     axes.set_axisbelow(True)
     for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=MUTED, fontsize=8)
+        label.set(color=STYLE.muted, fontsize=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
+    axes.spines["bottom"].set_color(STYLE.rule)
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[int, float]], styles: Mapping[str, dict[str, Any]]) -> None:
@@ -168,7 +169,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[int, float]], styles: Mappin
     floor, ceiling = np.log(axes.get_ylim())
     heights = [float((np.log(ms) - floor) / (ceiling - floor)) for _, ms in ends.values()]
     for (name, end), place in zip(ends.items(), moved_apart(heights, LABEL_INCHES / HEIGHT), strict=True):
-        color = styles[name]["color"] if name in styles else MUTED
+        color = styles[name]["color"] if name in styles else STYLE.muted
         leader = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 2, "shrinkB": 4, "relpos": (0, 0.5)}
         axes.annotate(
             name,

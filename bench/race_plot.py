@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from bench.layer_plot import moved_apart
 from bench.race import Curve
-from page import ACCENT, INK, MUTED, RULE
+from page import STYLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = (INK, ACCENT, "#c2410c", "#0b8a6b", "#86198f", "#a16207", "#5b51b8", "#3fa7e0")
+STYLE = STYLES["light"]
+COLORS = (STYLE.ink, STYLE.accent, "#c2410c", "#0b8a6b", "#86198f", "#a16207", "#5b51b8", "#3fa7e0")
 DASHES = ("-", "-", "--", "-.", ":", "--", "-.", ":")
 SHOWN = 0.35  # of the way from the last loss to the first: what comes before is the same for all
 
@@ -26,8 +27,8 @@ def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
     names = list(dict.fromkeys(curve.contestant for curve in curves))
     styles = {name: (COLORS[k % len(COLORS)], DASHES[k % len(DASHES)]) for k, name in enumerate(names)}
     figure = Figure(figsize=(12.6, 4.3), facecolor="white")
-    figure.text(0.04, 0.94, title, fontsize=13, weight="bold", color=INK)
-    figure.text(0.04, 0.885, f"Validation loss, mean and range over seeds. {where}", fontsize=8, color=MUTED)
+    figure.text(0.04, 0.94, title, fontsize=13, weight="bold", color=STYLE.ink)
+    figure.text(0.04, 0.885, f"Validation loss, mean and range over seeds. {where}", fontsize=8, color=STYLE.muted)
     steps, seconds, sizes = (figure.add_axes((x, 0.14, w, 0.64)) for x, w in ((0.05, 0.25), (0.45, 0.25), (0.77, 0.2)))
     lowest, last_of_all = (end(curve.losses[-1] for curve in curves) for end in (min, max))
     highest = max(curve.losses[0] for curve in curves)
@@ -52,14 +53,14 @@ def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
 
 
 def style_axes(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label, color=MUTED, fontsize=8)
-    axes.tick_params(colors=MUTED, labelsize=8, length=0)
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
+    axes.set_xlabel(label, color=STYLE.muted, fontsize=8)
+    axes.tick_params(colors=STYLE.muted, labelsize=8, length=0)
+    axes.grid(axis="y", color=STYLE.rule, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.margins(x=0.12 if label.startswith("parameters") else 0.02)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
+    axes.spines["bottom"].set_color(STYLE.rule)
 
 
 def label_ends(axes: Axes, curves: Sequence[Curve], colors: dict[str, str], height: float) -> None:

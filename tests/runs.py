@@ -39,6 +39,7 @@ TINY = {
     "num_threads": 1,
     "device": "cpu",
     "splines": False,
+    "report": False,
 }
 WORDS = np.array(
     ["the", "spline", "bends", "where", "its", "knots", "tell", "it", "and", "goes", "on", "as", "a", "line"]

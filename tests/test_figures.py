@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import figures
+import spline_snapshot
 import spline_views
 from kan_layer import KANLayer
 from model import GPT, GPTConfig
+from spline_snapshot import take, take_all
 from training.pictures import Axes, SplinePictures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,19 +72,17 @@ def slow_importance(layer: KANLayer, activations: torch.Tensor | None) -> np.nda
 def test_importance_is_that_of_the_definition(shape, width, tokens, spread, seed):
     layer = random_layer(shape[0], shape[1], shape[2], width, seed)
     activations = torch.randn(tokens, shape[0], generator=torch.Generator().manual_seed(seed)) * spread
-    rows = spline_views.as_rows(layer, activations)
+    snapshot = take(layer, 0, activations)
     expected = slow_importance(layer, activations if tokens else None)
-    np.testing.assert_allclose(spline_views.edge_importance(layer, rows), expected, rtol=1e-3, atol=2e-3)
-    use = spline_views.knot_use(rows, layer)
-    np.testing.assert_allclose(use.sum(1), 1, rtol=1e-6)
-    assert (use >= 0).all()
+    np.testing.assert_allclose(spline_views.edge_importance(snapshot), expected, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(snapshot.use.sum(1), 1, rtol=1e-5)
+    assert (snapshot.use >= 0).all()
 
 
 def test_straight_lines_have_no_importance_and_no_curved_variation():
     layer = KANLayer(5, 4, num_control_points=9)
-    rows = spline_views.as_rows(layer, torch.randn(100, 5))
-    assert spline_views.edge_importance(layer, rows).max() < 1e-6
-    view = spline_views.layer_view(layer, 0, torch.randn(100, 5), 3)
+    assert spline_views.edge_importance(take(layer, 0, torch.randn(100, 5))).max() < 1e-6
+    view = spline_views.layer_view(take(layer, 0, torch.randn(100, 5)), 3)
     assert view.curved < 1e-9
     assert view.curved_shares[0] == 1
 
@@ -91,14 +91,14 @@ def test_a_kink_amid_symmetric_activations_is_all_curved_variation():
     layer = KANLayer(1, 1, num_control_points=5)
     with torch.no_grad():
         layer.weight[0, :, 0] = layer.knots().abs()
-    view = spline_views.layer_view(layer, 0, torch.linspace(-2, 2, 101)[:, None], 1)
+    view = spline_views.layer_view(take(layer, 0, torch.linspace(-2, 2, 101)[:, None]), 1)
     assert view.curved == pytest.approx(1)
     assert view.curved_shares[-1] == 1
 
 
 def test_the_view_and_its_continuation_are_the_layers_function():
     layer = random_layer(3, 2, 6, width=3.0)
-    for view in spline_views.most_curved(layer, count=6):
+    for view in spline_views.most_curved(take(layer), 6):
         alone = KANLayer(3, 2, "zero", 6, 3.0)
         with torch.no_grad():
             alone.weight[view.input, :, view.output] = layer.weight[view.input, :, view.output]
@@ -111,7 +111,7 @@ def test_the_view_and_its_continuation_are_the_layers_function():
 
 
 def test_extrapolations_end_at_the_panel():
-    view = spline_views.most_curved(random_layer(1, 1, 2, seed=3))[0]
+    view = spline_views.most_curved(take(random_layer(1, 1, 2, seed=3)))[0]
     limit = float(np.abs(view.control_points).max())
     for x, y in figures.extrapolations(view, 3.0, limit):
         assert np.abs(x).max() <= 3.0 + 1e-6
@@ -132,9 +132,10 @@ def test_the_most_curved_are_varied_until_nothing_else_is_left():
 
 def test_the_histogram_accounts_for_all_activations():
     layer = random_layer(2, 2, 5)
-    view = spline_views.most_curved(layer, torch.randn(2000, 2) * 3, count=1)[0]
-    assert view.histogram.sum() + view.below + view.above == pytest.approx(1, abs=1e-5)
-    assert view.below > 0 and view.above > 0
+    snapshot = take(layer, 0, torch.randn(2000, 2) * 3)
+    np.testing.assert_allclose(snapshot.histogram.sum(1) + snapshot.below + snapshot.above, 1, atol=1e-5)
+    assert (snapshot.below > 0).all() and (snapshot.above > 0).all()
+    np.testing.assert_allclose(snapshot.cells.sum(1) + snapshot.outside, 1, atol=1e-5)
 
 
 def test_a_wide_heat_map_keeps_its_maximum():
@@ -149,7 +150,7 @@ def test_layer_inputs_are_what_the_layers_saw_and_leave_the_model_as_it_was():
     model = small_model()
     model.train()
     state = torch.get_rng_state()
-    seen = spline_views.layer_inputs(model, token_batches(3))
+    seen, read = spline_snapshot.layer_inputs(model, token_batches(3))
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert [tuple(x.shape) for x in seen] == [(96, 16)] * 2
     assert not any(layer._forward_pre_hooks for layer in model.spline_layers())
@@ -158,24 +159,9 @@ def test_layer_inputs_are_what_the_layers_saw_and_leave_the_model_as_it_was():
     x = model.token_embedding(tokens)
     expected = block.norm_2(x + block.attn(block.norm_1(x), None)).flatten(0, 1)
     torch.testing.assert_close(seen[0], expected)
-    many = spline_views.layer_inputs(model, [torch.zeros(900, 8, dtype=torch.long)])
-    assert len(many[0]) == spline_views.MOST_TOKENS
-
-
-def test_views_survive_the_file(tmp_path):
-    layers = [
-        spline_views.layer_view(random_layer(5, 7, 6), 0, torch.randn(50, 5), 3),
-        spline_views.layer_view(random_layer(4, 4, 3, width=2.0), 1, None, 12),
-    ]
-    spline_views.save_views(tmp_path / "views.npz", layers)
-    for before, after in zip(layers, spline_views.load_views(tmp_path / "views.npz"), strict=True):
-        for name, value in vars(before).items():
-            if name != "splines":
-                np.testing.assert_array_equal(value, getattr(after, name))
-        for old, new in zip(before.splines, after.splines, strict=True):
-            for name, value in vars(old).items():
-                np.testing.assert_array_equal(value, getattr(new, name))
-    assert math.isnan(layers[1].outside)
+    assert read is not None and torch.equal(read, tokens.flatten())
+    many, _ = spline_snapshot.layer_inputs(model, [torch.zeros(900, 8, dtype=torch.long)])
+    assert len(many[0]) == spline_snapshot.MOST_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -189,50 +175,56 @@ def picture_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
+def draw(pictures: SplinePictures, step: int, model: GPT, batches: list) -> Path:
+    """Record and draw, as a run does."""
+    snapshots = take_all(model, batches)
+    pictures.records.write(step, snapshots)
+    return pictures.draw(step, snapshots)
+
+
 def test_all_pictures_of_a_run_share_axes(tmp_path):
     pictures = SplinePictures(tmp_path)
-    first = pictures.draw(small_model(scale=0.03), 100, token_batches())
+    first = draw(pictures, 100, small_model(scale=0.03), token_batches())
     assert first == tmp_path / "splines" / "step_000100"
     names = {"layer_00.png", "layer_01.png", "overview.png"}
     before = picture_bytes(first)
     assert set(before) == names
     narrow = pictures.axes()
 
-    second = pictures.draw(small_model(scale=0.02), 200, token_batches())
+    second = draw(pictures, 200, small_model(scale=0.02), token_batches())
     assert pictures.axes() == narrow and picture_bytes(first) == before  # smaller: nothing to redraw
 
-    pictures.draw(small_model(scale=1.0), 300, token_batches())
+    draw(pictures, 300, small_model(scale=1.0), token_batches())
     wide = pictures.axes()
     assert wide.spline_limit > narrow.spline_limit and wide.importance_limit > narrow.importance_limit
     after = picture_bytes(first)
     assert all(before[name] != after[name] for name in names)
-    pictures.draw(small_model(scale=0.03), 100, token_batches())
-    assert picture_bytes(first) == after  # redrawing from views.npz is drawing
+    draw(pictures, 100, small_model(scale=0.03), token_batches())
+    assert picture_bytes(first) == after  # redrawing from the record is drawing
     assert not list((tmp_path / "splines").rglob("*.tmp"))
-    assert second is not None and set(picture_bytes(second)) == names
+    assert set(picture_bytes(second)) == names
 
 
 def test_lost_axes_are_made_again_from_all_steps(tmp_path):
     pictures = SplinePictures(tmp_path)
-    pictures.draw(small_model(scale=1.0), 100, token_batches())
+    draw(pictures, 100, small_model(scale=1.0), token_batches())
     axes = pictures.axes()
     (tmp_path / "splines" / "axes.json").write_text("{")
     assert pictures.axes() == Axes()
-    pictures.draw(small_model(scale=0.03), 200, [])
+    draw(pictures, 200, small_model(scale=0.03), [])
     assert pictures.axes() == axes
     assert set(json.loads((tmp_path / "splines" / "axes.json").read_text())) == {"spline_limit", "importance_limit"}
 
 
-def test_a_model_without_splines_has_no_pictures(tmp_path):
-    assert SplinePictures(tmp_path).draw(small_model(ffn="mlp"), 100, token_batches()) is None
-    assert not (tmp_path / "splines").exists()
+def test_a_model_without_splines_has_no_snapshots():
+    assert take_all(small_model(ffn="mlp"), token_batches()) == []
 
 
 def test_splines_that_are_zero_can_be_drawn_and_settle_no_axes(tmp_path):
     pictures = SplinePictures(tmp_path)
-    folder = pictures.draw(small_model(scale=0.0), 0, token_batches())
-    assert folder is not None and (folder / "overview.png").is_file()
-    pictures.draw(small_model(scale=0.001), 1, token_batches())
+    folder = draw(pictures, 0, small_model(scale=0.0), token_batches())
+    assert (folder / "overview.png").is_file()
+    draw(pictures, 1, small_model(scale=0.001), token_batches())
     assert pictures.axes().spline_limit == 0.005
 
 
@@ -260,6 +252,7 @@ def panel_edges(figure) -> list[tuple[int, int]]:
 def test_inputs_and_outputs_restrict_what_is_drawn():
     layer = random_layer(20, 30, 5)
     assert len(panel_edges(layer.plot())) == 12
+    assert {i for i, _ in panel_edges(layer.plot(3))} == {3}
     assert {i for i, _ in panel_edges(layer.plot(inputs=[3]))} == {3}
     assert {o for _, o in panel_edges(layer.plot(outputs=[4, 29]))} == {4, 29}
     assert panel_edges(layer.plot([19, 0], [1, 2])) == [(19, 1), (19, 2), (0, 1), (0, 2)]
@@ -274,6 +267,7 @@ def test_inputs_and_outputs_restrict_what_is_drawn():
         ({"inputs": []}, "inputs must name at least one"),
         ({"inputs": range(8), "outputs": range(9)}, "at most 64"),
         ({"inputs": [1], "everything": True}, "leave out inputs and outputs"),
+        ({"style": "sepia"}, "style must be one of light, dark, print"),
         ({"activations": torch.zeros(3, 21)}, "in_features=20"),
         ({"activations": torch.full((3, 20), math.nan)}, "finite"),
     ],
@@ -312,7 +306,7 @@ def test_a_wide_layer_is_looked_at_without_much_memory():
     layer = random_layer(384, 384, 8)
     activations = torch.randn(4096, 384)
     tracemalloc.start()
-    view = spline_views.layer_view(layer, 0, activations, 12)
+    view = spline_views.layer_view(take(layer, 0, activations), 12)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert view.heat_map.shape == (128, 128)

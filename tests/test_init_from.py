@@ -144,11 +144,3 @@ def test_without_transformers_a_sentence_says_what_to_install(gpt2: Path, monkey
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(train.UserError, match="needs the package transformers"):
         read_source(str(gpt2))
-
-
-def test_activations_outside_are_reported_once(tmp_path: Path, dataset: Path) -> None:
-    narrow = call(train.main, *options(dataset, tmp_path / "narrow", spline_width=0.5))
-    assert narrow.out.count("of their activations outside the grid") == 1
-    assert "1 of 1 spline layers" in narrow.out and "--kan_fit_grid" in narrow.out
-    usual = call(train.main, *options(dataset, tmp_path / "usual"))
-    assert "outside the grid" not in usual.out

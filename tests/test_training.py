@@ -28,9 +28,11 @@ from tests.runs import (
     train_losses,
     train_until,
 )
+from training import spline_watch
 from training.checkpoint import load_checkpoint, read_state
 from training.config import parse
 from training.progress import Metrics, Stopwatch, progress_line
+from training.spline_records import SplineRecords
 
 LINE = re.compile(
     r"step (\d+)/(\d+) (\d+)% \| loss \d+\.\d{3}( \| val \d+\.\d{3}\*?)? \| lr \d\.\de[+-]\d\d"
@@ -186,7 +188,7 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best(
 def whole_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run with everything on, by its command: its directory and what it printed."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    result = call(train.main, *options(dataset, run, splines=True, eval_interval=6, wandb="offline"))
+    result = call(train.main, *options(dataset, run, splines=True, report=True, eval_interval=6, wandb="offline"))
     assert result.code == 0 and not result.err
     return run, result.out
 
@@ -194,10 +196,10 @@ def whole_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def test_metrics_have_all_their_keys(whole_run: tuple[Path, str]) -> None:
     records = read_metrics(whole_run[0])
     assert [record["step"] for record in records] == [2, 4, 6, 8, 10, 12]
-    assert all(list(record) == KEYS for record in records)
+    assert all(list(record) == KEYS + ["splines"] * (record["step"] % 6 == 0) for record in records)
     for record in records:
         assert (record["val_loss"] is None) == (record["step"] % 6 != 0)
-        numbers = [value for name, value in record.items() if name != "val_loss"]
+        numbers = [record[name] for name in KEYS if name != "val_loss"]
         assert all(math.isfinite(value) and value > 0 for value in numbers)
         assert record["tokens_per_second"] == pytest.approx(4 * 16 / (record["step_ms"] / 1000))
     assert sorted(record["elapsed_s"] for record in records) == [record["elapsed_s"] for record in records]
@@ -231,10 +233,11 @@ def test_the_run_directory_holds_all_that_the_run_made(whole_run: tuple[Path, st
     assert checkpoint_names(run) == ["best.pt", "step_000006.pt", "step_000012.pt"]
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_000006.txt", "step_000012.txt"]
     assert all(len((run / f"samples/step_{s:06d}.txt").read_text()) == 1 + 8 + 1 for s in (6, 12))
-    for step in (6, 12):
-        picture = (run / f"splines/step_{step:06d}/overview.png").read_bytes()
-        assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5000
+    assert SplineRecords(run).steps() == [0, 6, 12]
+    picture = (run / "splines/step_000012/overview.png").read_bytes()  # of the end alone: drawing takes seconds
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5000
     assert str(run / "splines/step_000012/overview.png") in out
+    assert str(run / "report.html") in out and (run / "report.html").stat().st_size > 50_000
     assert parse([str(run / "config.toml")])[0].out_dir == str(run)
     assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
 
@@ -312,17 +315,22 @@ def test_whatever_wandb_does_the_run_goes_on(
     assert len(read_metrics(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("failing", ["generate", "SplinePictures"])
+@pytest.mark.parametrize("failing", ["generate", "take_all", "SplinePictures", "write_report"])
 def test_a_failing_picture_or_sample_does_not_stop_the_run(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fail(*_: object) -> Any:
         raise ValueError("nothing to see")
 
-    monkeypatch.setattr(train, failing, fail)
-    monkeypatch.setattr(train.Trainer, "tell_what_next", lambda *_: None)
-    result = call(train.main, *options(dataset, tmp_path, splines=failing != "generate"))
-    assert result.code == 0 and result.out.count("nothing to see; training goes on") == 3
+    monkeypatch.setattr(train if hasattr(train, failing) else spline_watch, failing, fail)
+    result = call(train.main, *options(dataset, tmp_path, splines=failing != "generate", report=True))
+    times = {
+        "generate": 3,
+        "take_all": 4,
+        "SplinePictures": 1,
+        "write_report": 1,
+    }  # take_all: before the first step too
+    assert result.code == 0 and result.out.count("ValueError: nothing to see; ") == times[failing]
     assert load_checkpoint(tmp_path).step == STEPS
 
 

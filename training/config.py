@@ -102,7 +102,7 @@ class Config(GPTConfig):
     """Stop after more steps in a row than this that on_nonfinite skipped."""
 
     eval_interval: int = 250
-    """Steps between evaluations, each followed by a checkpoint, pictures of the splines and a sample."""
+    """Steps between evaluations, each followed by a checkpoint, a record of the splines and a sample."""
     eval_iters: int = 200
     """Batches per evaluation, evenly spaced over the validation split; 0 means the whole split."""
     log_interval: int = 50
@@ -110,7 +110,11 @@ class Config(GPTConfig):
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep, besides the best."""
     splines: bool = True
-    """Draw the splines at every checkpoint."""
+    """Record the splines at every checkpoint, and draw them at the end."""
+    report: bool = True
+    """Write report.html at the end: curves, samples, and every spline to explore."""
+    live: bool = False
+    """Write it at every checkpoint too; an open page follows."""
     sample_tokens: int = 200
     """Length of the sample written at every checkpoint; 0 for none."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"

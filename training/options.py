@@ -26,11 +26,12 @@ class OptionParser(Generic[T]):
     """
 
     def __init__(self, options: type[T], usage: str, positional: str | None = None) -> None:
-        """`positional`: the field that the one argument without `--` fills."""
+        """`positional`: the field that the argument without `--` fills, or all such arguments if it is a tuple."""
         self.options = options
         self.usage = usage
         self.positional = positional
         self.types: dict[str, Any] = typing.get_type_hints(options)
+        self.takes_several = positional is not None and typing.get_origin(self.types[positional]) is tuple
         self.fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
 
     def parse(self, tokens: Sequence[str]) -> T:
@@ -39,13 +40,23 @@ class OptionParser(Generic[T]):
             tyro.cli(
                 self.options, args=["--help"], prog=self.usage.split()[1], description=self.usage, config=TYRO_CONFIG
             )
-        values = {name: self._typed(name, value) for name, value in self.pairs(tokens)}
+        pairs = self.pairs(tokens)
+        values: dict[Any, Any] = {name: self._typed(name, value) for name, value in pairs if name != self.positional}
+        if given := [value for name, value in pairs if name == self.positional]:
+            values[self.positional] = self._positional(given)
         if self.positional and self.positional not in values:
             raise UserError(f"{self.positional} is missing; write {self.usage}")
         try:
             return self.options(**values)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def _positional(self, given: Sequence[str]) -> Any:
+        assert self.positional is not None
+        if not self.takes_several:
+            return self._typed(self.positional, given[-1])
+        (kind, _) = typing.get_args(self.types[self.positional])
+        return tuple(kind(value) for value in given)
 
     def pairs(self, tokens: Sequence[str]) -> list[tuple[str, str]]:
         """The names and texts of all options, in order."""
@@ -54,18 +65,29 @@ class OptionParser(Generic[T]):
         while rest:
             token = rest.pop(0)
             if not token.startswith("--"):
-                if not self.positional or self.positional in dict(pairs):
+                if not self._awaits_positional(pairs):
                     raise UserError(f"{token!r} is not an option; write {self.usage}")
-                pairs.append((self.positional, token))
+                pairs.append((str(self.positional), token))
                 continue
             name, equals, value = token[2:].partition("=")
             name = self.known(name)
-            if not equals:
-                if not rest or self._is_option(rest[0]):
-                    raise UserError(f"option --{name} has no value; write --{name} VALUE{self._allowed(name)}")
-                value = rest.pop(0)
-            pairs.append((name, value))
+            pairs.append((name, value if equals else self._following_value(name, rest, pairs)))
         return pairs
+
+    def _following_value(self, name: str, rest: list[str], pairs: Sequence[tuple[str, str]]) -> str:
+        """The value after `--name`, taken off `rest`. A switch without one, like `--film OUT_DIR`, means True."""
+        is_switch = self.types[name] is bool
+        is_there = bool(rest) and not self._is_option(rest[0])
+        if is_there and is_switch and rest[0].lower() not in ("true", "false") and self._awaits_positional(pairs):
+            is_there = False
+        if is_there:
+            return rest.pop(0)
+        if is_switch:
+            return "True"
+        raise UserError(f"option --{name} has no value; write --{name} VALUE{self._allowed(name)}")
+
+    def _awaits_positional(self, pairs: Sequence[tuple[str, str]]) -> bool:
+        return self.positional is not None and (self.takes_several or self.positional not in dict(pairs))
 
     def known(self, name: str) -> str:
         """`name` as the field is spelled; UserError with a suggestion if there is none."""

@@ -64,13 +64,21 @@ class Metrics:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
 
     def write(self, record: dict[str, Any]) -> None:
-        finite = {name: value if math.isfinite(value or 0) else None for name, value in record.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON has no NaN and no infinity
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")  # JSON has no NaN and no infinity
         self._file.flush()
 
     def close(self) -> None:
         with suppress(OSError):  # a full disk has been reported by the write that met it
             self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for numbers that are not finite, down to the last of nested lists and dicts."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _valid_lines(path: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What training does to the spline layers besides its steps: fit their grids, refine them, smooth them, watch them."""
+"""What training does to the spline layers besides its steps: fit their grids, refine them, smooth them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training.calibration import fit_grids, warning_of_activations_outside
+from spline_snapshot import layer_inputs
 from training.config import Config
 from training.dataset import TokenStream
 from training.pictures import picture_batches
@@ -23,13 +23,17 @@ class SplineTraining:
     def __init__(self, model: GPT, config: Config) -> None:
         self.model, self.config = model, config
         self.stages = config.stages()
-        self._has_warned = False
 
     def begin(self, train_stream: TokenStream) -> None:
-        """Before the first step of all: fit the grids to the activations of some of the text."""
+        """Before the first step of all: fit each grid to the activations of some of the text.
+
+        One pass does for all layers: while splines are straight lines no function changes, and so no activations do.
+        ValueError where activations are all zero, or not finite.
+        """
         if self.config.fitted_share_outside:
-            batches = picture_batches(train_stream, self.config.block_size)
-            fit_grids(self.model, batches, self.config.fitted_share_outside)
+            inputs, _ = layer_inputs(self.model, picture_batches(train_stream, self.config.block_size))
+            for layer, activations in zip(self.model.spline_layers(), inputs, strict=True):
+                layer.fit_grid(activations, self.config.fitted_share_outside)
 
     def refine(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
         """Put more knots into the grids if, after `step` steps, there are to be more; whether there were."""
@@ -50,13 +54,3 @@ class SplineTraining:
     def _smoothness(self) -> Tensor:
         penalties = [layer.smoothness_penalty() for layer in self.model.spline_layers()]
         return torch.stack(penalties).mean() if penalties else torch.zeros(())
-
-    def warn_once(self, model: GPT, val_stream: TokenStream) -> None:
-        """Say so, the first time, if many activations lie outside the grids of `model`, ours in one piece."""
-        if self._has_warned or not model.spline_layers():
-            return
-        few = picture_batches(val_stream, self.config.block_size)[:1]  # it is looked at after every evaluation
-        warning = warning_of_activations_outside(model, few)
-        if warning is not None:
-            self._has_warned = True
-            print(f"note    {warning}", flush=True)

@@ -6,11 +6,14 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from overview import curvature_map
+from spline_snapshot import Snapshot
+from spline_statistics import LayerStatistics, flat
 from training.config import Config
 
 WAITING_RECORDS = 1000  # more than a run logs while W&B's network is slow
@@ -74,7 +77,7 @@ class Tracker:
             self._give_up(f"it has not taken {WAITING_RECORDS} records")
 
     def log(self, record: dict[str, Any], step: int) -> None:
-        known = {name: value for name, value in record.items() if value is not None}
+        known = {name: value for name, value in record.items() if value is not None and name != "splines"}
         self._do(lambda: self._run.log(known, step=step))
 
     def log_picture(self, path: Path, step: int) -> None:
@@ -83,7 +86,23 @@ class Tracker:
         def log() -> None:
             import wandb
 
-            self._run.log({"splines": wandb.Image(str(path))}, step=step)
+            self._run.log({"splines/overview": wandb.Image(str(path))}, step=step)
+
+        self._do(log)
+
+    def log_splines(self, snapshots: Sequence[Snapshot], statistics: Sequence[LayerStatistics], step: int) -> None:
+        """The numbers of each layer, the same as a table, and a map of each layer's curvature, for `step`."""
+        if self._thread is None:
+            return
+        rows = [each.as_dict() for each in statistics]
+        maps = {f"splines/map_{each.layer}": curvature_map(each) for each in snapshots}
+
+        def log() -> None:
+            import wandb
+
+            table = wandb.Table(columns=list(rows[0]), data=[[str(value) for value in row.values()] for row in rows])
+            pictures = {name: wandb.Image(pixels) for name, pixels in maps.items()}
+            self._run.log({**flat(statistics), **pictures, "splines/table": table}, step=step)
 
         self._do(log)
 

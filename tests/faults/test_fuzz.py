@@ -137,7 +137,7 @@ def test_metadata_mean_what_they_say_or_are_refused(prepared: Path, data: st.Dat
         if data.draw(st.booleans()) and isinstance(parent, dict):
             del parent[place[-1]]
         else:
-            parent[place[-1]] = data.draw(NASTY)
+            parent[place[-1]] = copy.deepcopy(data.draw(NASTY))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in prepared.iterdir():

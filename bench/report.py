@@ -1,0 +1,165 @@
+"""What looking at a run costs: `python bench/report.py RUN` times recording, drawing and the report, and its page.
+
+RUN is a run of train.py with splines (and its data, still prepared). --picture FILE also takes the page's portrait.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+
+from bench.chromium import Browser, why_not
+from bench.machine import machine_name
+from report import write_report
+from training.checkpoint import load_checkpoint
+from training.dataset import Dataset, ensure_prepared
+from training.errors import UserError, exit_on_user_error
+from training.options import OptionParser
+from training.pictures import SplinePictures
+from training.spline_records import SplineRecords
+from training.spline_watch import SplineWatch
+from training.tracker import Tracker
+from webpage.run_data import read_lines, read_run
+
+USAGE = "python bench/report.py RUN [--key value …]"
+HOVER_MS = 3000
+HOVER = """
+const done = arguments[1], limit = arguments[0], area = document.querySelector('.map');
+document.documentElement.style.scrollBehavior = 'auto';
+area.scrollIntoView({ block: 'center' });
+const box = $('map').getBoundingClientRect(), start = performance.now(), slow = [];
+let last = start;
+const step = () => {
+  const now = performance.now(), t = now - start;
+  slow.push(now - last); last = now;
+  if (t > limit) {
+    slow.sort((a, b) => a - b);
+    done([slow.length / t * 1000, slow[Math.floor(0.99 * slow.length)]]);
+    return;
+  }
+  const clientX = box.left + box.width * (0.5 + 0.49 * Math.sin(t / 90));
+  const clientY = box.top + box.height * (0.5 + 0.49 * Math.cos(t / 131));
+  area.dispatchEvent(new PointerEvent('pointermove', { bubbles: true, pointerType: 'mouse', clientX, clientY }));
+  requestAnimationFrame(step);
+};
+requestAnimationFrame(step);
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    run: tyro.conf.Positional[Path]
+    """The run's directory."""
+    repeats: int = 5
+    """How often to time each; the median counts."""
+    threads: int = 1
+    """CPU threads."""
+    picture: Path | None = None
+    """Where to write a picture of the page's explorer (.png)."""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.threads < 1:
+            raise UserError("repeats and threads must be at least 1")
+
+
+@exit_on_user_error
+def main() -> None:
+    options = OptionParser(Options, USAGE, positional="run").parse(sys.argv[1:])
+    torch.set_num_threads(options.threads)
+    print(f"{machine_name('cpu')}, torch {torch.__version__}, {options.threads} threads, median of {options.repeats}")
+    record_s = time_recording(options)
+    between_s = time_between_evaluations(options.run)
+    print(f"recording the splines   {1000 * record_s:>8.0f} ms a checkpoint")
+    print(f"training between two    {1000 * between_s:>8.0f} ms: {100 * record_s / between_s:.2f} % longer")
+    print(f"drawing all pictures    {1000 * time_drawing(options):>8.0f} ms, once, at the end")
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        seconds = median(lambda: write_report([options.run], page), options.repeats)
+        print(f"writing the report      {1000 * seconds:>8.0f} ms, {page.stat().st_size / 1e6:.1f} MB")
+        if why_not():
+            print(f"in the browser: not measured, {why_not()}")
+            return
+        for name, value in in_browser(page, options.picture).items():
+            print(f"{name:23} {value}")
+
+
+def time_recording(options: Options) -> float:
+    """Seconds that a checkpoint takes longer for the splines: to run text through the model, measure and write."""
+    checkpoint = load_checkpoint(options.run)
+    dataset = Dataset.open(ensure_prepared(checkpoint.config.dataset), verify=False)
+    config = replace(checkpoint.config, wandb="disabled", splines=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tracker = Tracker(config, Path(folder), None)
+        watch = SplineWatch(Path(folder), config, dataset.tokens("val"), tracker)
+        if watch.look(checkpoint.model, 1) is None:
+            raise UserError(f"{options.run} has no splines to look at")
+        return median(lambda: watch.look(checkpoint.model, 1), options.repeats)
+
+
+def time_between_evaluations(run: Path) -> float:
+    steps = [line["step_ms"] for line in read_lines(run) if line.get("step_ms")]
+    if not steps:
+        raise UserError(f"{run} has no timed steps in its metrics.jsonl; train longer")
+    return statistics.median(steps) / 1000 * read_run(run).config.eval_interval
+
+
+def time_drawing(options: Options) -> float:
+    records = SplineRecords(options.run)
+    snapshots = records.read(records.steps()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        return median(lambda: SplinePictures(folder).draw(0, snapshots), 1)
+
+
+def median(action: Callable[[], Any], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def in_browser(page: Path, picture: Path | None) -> dict[str, str]:
+    with Browser() as browser:
+        browser.emulate(1280, 900)
+        browser.open(page)
+        paint = browser.run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        unpacking = browser.run(
+            "const start = performance.now(); DATA.splines.steps.forEach((_, k) => layersAt(k));"
+            "return performance.now() - start"
+        )
+        frames, slow = browser.wait(HOVER, HOVER_MS)
+        if picture:
+            take_portrait(browser, page, picture)
+    return {
+        "first paint": f"{paint:>8.0f} ms",
+        "unpacking all steps": f"{unpacking:>8.0f} ms",
+        "hovering": f"{frames:>8.0f} frames a second, 99 of 100 within {slow:.0f} ms",
+    }
+
+
+def take_portrait(browser: Browser, page: Path, picture: Path) -> None:
+    """The explorer, at twice the pixels."""
+    browser.emulate(1240, 1010, "light", scale=1.5)
+    browser.open(page)
+    browser.run(
+        "document.documentElement.style.scrollBehavior = 'auto'; document.querySelector('#splines').scrollIntoView()"
+    )
+    browser.wait("setTimeout(arguments[0], 300)")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    browser.screenshot(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The report of a run, or of several side by side: `python report.py OUT_DIR [OUT_DIR …]` writes report.html."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from spline_views import SplineView, most_curved
+from training.errors import UserError, exit_on_user_error
+from training.files import write_atomically
+from training.options import OptionParser
+from training.spline_records import SplineRecords
+from webpage.build import STRIP_SPLINES, build_page
+from webpage.packing import pack
+from webpage.run_data import read_run
+
+USAGE = "python report.py OUT_DIR [OUT_DIR …] [--live] [--output FILE]"
+REPORT_FILE = "report.html"
+LOOK_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Options:
+    out_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of runs; the first one's splines and samples are shown, all curves and options are compared."""
+    output: Path | None = None
+    """Where to write the page; by default report.html in the first directory."""
+    live: bool = False
+    """Go on writing it whenever the run has logged something new; stop with Ctrl-C."""
+
+
+@exit_on_user_error
+def main() -> None:
+    options = OptionParser(Options, USAGE, positional="out_dirs").parse(sys.argv[1:])
+    record_if_missing(options.out_dirs)
+    print(write_report(options.out_dirs, options.output, options.live), flush=True)
+    seen = newest(options.out_dirs)
+    while options.live:
+        time.sleep(LOOK_EVERY_S)
+        if newest(options.out_dirs) != seen:
+            seen = newest(options.out_dirs)
+            write_report(options.out_dirs, options.output, live=True)
+
+
+def write_report(out_dirs: Sequence[Path], output: Path | None = None, live: bool = False) -> Path:
+    """Write the page about the runs in `out_dirs`; its path. `live`: an open page loads itself again now and then.
+
+    UserError for a directory that holds no run or is damaged; OSError if the page cannot be written.
+    """
+    runs = [read_run(directory) for directory in out_dirs]
+    # Splines are shown of one run: the first that has any.
+    runs.sort(key=lambda run: not SplineRecords(run.directory).steps())
+    records = SplineRecords(runs[0].directory)
+    packed = pack(records, runs[0].tokenizer)
+    path = output or Path(out_dirs[0]) / REPORT_FILE
+    page = build_page(runs, packed, strip_splines(records), live)
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return path
+
+
+def strip_splines(records: SplineRecords) -> list[SplineView]:
+    """A few of the most curved splines of the newest step, from all layers."""
+    steps = records.steps()
+    if not steps:
+        return []
+    layers = [most_curved(snapshot, STRIP_SPLINES) for snapshot in records.read(steps[-1])]
+    by_rank = [view for views in zip(*layers, strict=False) for view in views]
+    return sorted(by_rank[:STRIP_SPLINES], key=lambda view: view.layer)
+
+
+def record_if_missing(out_dirs: Sequence[Path]) -> None:
+    """For runs that were trained with --splines False: record the splines of the newest checkpoint now."""
+    from plot import look
+
+    for directory in out_dirs:
+        if read_run(directory).config.ffn == "kan" and not SplineRecords(directory).steps():
+            try:
+                look(directory, "latest")
+            except UserError as error:
+                print(f"{directory}: no splines to show ({error})", flush=True)
+
+
+def newest(out_dirs: Sequence[Path]) -> list[float]:
+    """When each run last logged something; 0 if never."""
+    files = [Path(directory) / "metrics.jsonl" for directory in out_dirs]
+    return [file.stat().st_mtime if file.exists() else 0.0 for file in files]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The report's HTML: templates filled with what does not need a script, data and scripts put inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from spline_views import SplineView
+from training.config import Config
+from webpage.hero import COLORS, comparison, figures, kicker, lead, strip_html
+from webpage.numbers import advice, numbers
+from webpage.packing import PackedSplines
+from webpage.run_data import RunData
+
+FOLDER = Path(__file__).parent
+SCRIPTS = ("theme.js", "drawing.js", "splines.js", "curves.js", "map.js", "function.js", "explorer.js", "main.js")
+STRIP_SPLINES = 6
+NOT_KNOWN = float("nan")
+
+
+def build_page(runs: Sequence[RunData], packed: PackedSplines | None, strip: Sequence[SplineView], live: bool) -> str:
+    """The page about `runs`; `packed` and `strip`: the splines of the first."""
+    first = runs[0]
+    title = first.name if len(runs) == 1 else " · ".join(run.name for run in runs)
+    data = {
+        "runs": [run.script_data() for run in runs],
+        "splines": packed.metadata if packed else None,
+        "live": live,
+    }
+    blocks = packed.blocks if packed else {}
+    parts = {
+        "title": escape(title),
+        "css": template("report.css"),
+        "navigation": navigation(packed is not None, bool(first.samples)),
+        "kicker": "Report of a run in progress, which this page follows" if live else kicker(runs),
+        "lead": lead(runs),
+        "figures": figures(first) if len(runs) == 1 else comparison(runs),
+        "strip": strip_html(strip),
+        "legend": legend(runs),
+        "loss_words": escape(loss_words(runs)),
+        "loss_table": loss_table(runs),
+        "splines": spline_section(first) if packed else "",
+        "samples": SAMPLES if any(run.samples for run in runs) else "",
+        "machine": machine(first),
+        "commands": "".join(command_html(*pair) for pair in first.commands()),
+        "configuration": configuration(runs),
+        "footer": footer(packed),
+        "data": script_json(data),
+        "blocks": "\n".join(
+            f'<script type="application/octet-stream" id="{name}">{block}</script>' for name, block in blocks.items()
+        ),
+        "scripts": "\n".join(template(name) for name in SCRIPTS),
+    }
+    return fill(template("report.html"), parts)
+
+
+def template(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def fill(text: str, parts: dict[str, str]) -> str:
+    """`text` with every {{name}} replaced; what is put in is not looked at again."""
+    pieces = text.split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, _, rest = piece.partition("}}")
+        filled += [parts[name], rest]
+    return "".join(filled)
+
+
+def script_json(data: Any) -> str:
+    """JSON that no text in it can end the script element of."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def navigation(splines: bool, samples: bool) -> str:
+    links = [("curves", "Training")]
+    links += [("splines", "Splines")] * splines + [("samples", "Samples")] * samples + [("run", "How it was made")]
+    return "".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in links)
+
+
+def legend(runs: Sequence[RunData]) -> str:
+    names = [(escape(run.name), k % COLORS) for k, run in enumerate(runs)]
+    note = "<li>pale: training batches; strong: validation</li>"
+    return "".join(f'<li><i class="run{color}"></i>{name}</li>' for name, color in names) + note
+
+
+def loss_words(runs: Sequence[RunData]) -> str:
+    words = [f"{run.name}: best {run.best['val_loss']:.4f} at step {run.best['step']}" for run in runs if run.best]
+    return "Training and validation loss. " + "; ".join(words) + "."
+
+
+def loss_table(runs: Sequence[RunData]) -> str:
+    """The validation losses as a table, for those who would rather read than look."""
+    by_step = {run.name: {line["step"]: line["val_loss"] for line in run.evaluations} for run in runs}
+    steps = sorted({step for losses in by_step.values() for step in losses})
+    if not steps:
+        return ""
+    heads = "".join(f"<th scope=col>{escape(run.name)}</th>" for run in runs)
+    rows = "".join(
+        f"<tr><th scope=row>{step:,}</th>"
+        + "".join(f"<td>{by_step[run.name].get(step, NOT_KNOWN):.4f}</td>" for run in runs)
+        + "</tr>"
+        for step in steps
+    ).replace("nan", "–")
+    return (
+        f"<details><summary>Validation losses as a table</summary><div class=scroll><table>"
+        f"<tr><th scope=col>Step</th>{heads}</tr>{rows}</table></div></details>"
+    )
+
+
+def spline_section(run: RunData) -> str:
+    history = run.statistics
+    return fill(template("splines.html"), {"advice": advice(history), "numbers": numbers(history)})
+
+
+SAMPLES = """<section id="samples" aria-labelledby="samples-title">
+<h2 id="samples-title">What it writes</h2>
+<p class="about">Drawn with the same seed at every checkpoint, so that the difference is what it has learnt.</p>
+<div class="row"><label>Sample of <select id="sample-steps"></select></label></div>
+<figure class="panel sample" style="margin-inline: 0"><figcaption class="sr" id="sample-caption"></figcaption>
+<pre id="sample" tabindex="0"></pre></figure>
+</section>"""
+
+
+def machine(run: RunData) -> str:
+    facts = run.facts
+    if not facts:
+        return ""
+    impl = f", splines computed by {facts['splines_computed_by']}" if facts.get("splines_computed_by") else ""
+    return escape(
+        f"On {facts['machine']}, {facts['device']}{impl}; "
+        f"torch {facts['torch']}, Python {facts['python']}. "
+        f"{facts['train_tokens']:,} tokens to train on, {facts['val_tokens']:,} to validate."
+    )
+
+
+def command_html(about: str, text: str) -> str:
+    return (
+        f'<div class="command panel"><p>{escape(about)}</p><code>{escape(text)}</code>'
+        f'<button class="copy" type="button">Copy</button></div>'
+    )
+
+
+def configuration(runs: Sequence[RunData]) -> str:
+    """Every option of every run; those that are not defaults or differ between runs first."""
+    default = asdict(Config())
+    values = [asdict(run.config) for run in runs]
+    special = [
+        name
+        for name in default
+        if name not in ("out_dir", "resume")
+        and any(v[name] != default[name] or v[name] != values[0][name] for v in values)
+    ]
+    rest = [name for name in default if name not in special and name != "resume"]
+    head = "".join(f"<th scope=col>{escape(run.name)}</th>" for run in runs)
+
+    def table(names: Sequence[str]) -> str:
+        rows = ""
+        for name in names:
+            differs = len({str(v[name]) for v in values}) > 1
+            cells = "".join(f"<td{' class=differs' * differs}>{escape(str(v[name]))}</td>" for v in values)
+            rows += f"<tr><th scope=row>{name}</th>{cells}</tr>"
+        return f'<div class="scroll"><table class="left"><tr><th scope=col>Option</th>{head}</tr>{rows}</table></div>'
+
+    opened = f"<details open><summary>Options that are not the defaults</summary>{table(special)}</details>"
+    return (opened if special else "") + f"<details><summary>All other options</summary>{table(rest)}</details>"
+
+
+def footer(packed: PackedSplines | None) -> str:
+    words = "One file that fetches nothing: keep it, send it, open it anywhere. "
+    if packed:
+        shown, there = len(packed.metadata["steps"]), packed.metadata["all_steps"]
+        of = "all" if shown == there else f"{shown} of"
+        words += (
+            f"It holds {of} {there} recorded steps. Curves are the layers' own functions to within 10⁻⁶; "
+            f"histograms are rounded to 1/65535."
+        )
+    return words

@@ -1,0 +1,175 @@
+"""What a report shows of one run, gathered from its directory: options, metrics, samples, commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spline_statistics import LayerStatistics
+from training.config import Config, parse
+from training.errors import UserError
+from training.run import CONFIG_FILE
+from training.run_facts import read_facts
+from training.tokenizer import Tokenizer, tokenizer_from_metadata
+
+METRICS = ("step", "train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second", "elapsed_s")
+MOST_POINTS = 2000  # of a curve; a longer one is thinned, its evaluations kept
+MOST_SAMPLES, LONGEST_SAMPLE = 60, 20_000
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run."""
+
+    directory: Path
+    name: str
+    config: Config
+    facts: dict[str, Any]
+    """See `training.run_facts`; {} for a run that has none."""
+    lines: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    samples: list[dict[str, Any]]
+    """`step` and `text` of each sample, in order."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        try:
+            return tokenizer_from_metadata(self.facts["tokenizer"])
+        except (KeyError, UserError):
+            return None
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line.get("val_loss") is not None]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The line with the best validation loss."""
+        return min(self.evaluations, key=lambda line: line["val_loss"], default=None)
+
+    @property
+    def steps(self) -> int:
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+    @property
+    def statistics(self) -> list[tuple[int, list[LayerStatistics]]]:
+        """The numbers that sum up the splines, by step."""
+        found = []
+        for line in self.lines:
+            try:
+                layers = [
+                    LayerStatistics(**{**each, "curved_quantiles": tuple(each["curved_quantiles"])})
+                    for each in line.get("splines") or []
+                ]
+            except (TypeError, KeyError):  # of another version
+                continue
+            if layers:
+                found.append((int(line["step"]), layers))
+        return found
+
+    def script_data(self) -> dict[str, Any]:
+        """What the page's script needs."""
+        lines = thinned(self.lines)
+        columns = {name: [_number(line.get(name)) for line in lines] for name in METRICS}
+        return {"name": self.name, "metrics": columns, "samples": self.samples}
+
+    def commands(self) -> list[tuple[str, str]]:
+        """What to type, and what it does."""
+        directory = str(self.directory)
+        again = ["--out_dir", f"{directory}-again"]
+        return [
+            ("Write text with the best checkpoint.", command("sample.py", directory)),
+            ("Train the same model again.", command("train.py", f"{directory}/{CONFIG_FILE}", *again)),
+            ("The same from the options alone.", command("train.py", *self._options(), *again)),
+            ("Go on from the newest checkpoint, for longer.", self._longer()),
+            *(
+                [("A film of how the splines formed.", command("plot.py", directory, "--film"))]
+                if self.config.ffn == "kan"
+                else []
+            ),
+            ("This page again.", command("report.py", directory)),
+        ]
+
+    def _options(self) -> list[str]:
+        """The options that are not the defaults, as tokens of a command line."""
+        default = Config()
+        return [
+            token
+            for name, value in dataclasses.asdict(self.config).items()
+            if name not in ("out_dir", "resume") and value != getattr(default, name)
+            for token in (f"--{name}", str(value))
+        ]
+
+    def _longer(self) -> str:
+        more = str(2 * max(1, self.config.max_iters))
+        return command("train.py", "--out_dir", str(self.directory), "--resume", "True", "--max_iters", more)
+
+
+def read_run(directory: Path) -> RunData:
+    """The run in `directory`. UserError if there is none."""
+    if not (directory / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{directory} is not the directory of a run: it has no {CONFIG_FILE}; give one that train.py made"
+        )
+    config, _ = parse([str(directory / CONFIG_FILE)])
+    name = directory.resolve().name
+    return RunData(directory, name, config, read_facts(directory), read_lines(directory), read_samples(directory))
+
+
+def read_lines(directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that can be read, in the order of their steps."""
+    try:
+        text = (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line: the run was killed, or is writing it
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            lines.append(record)
+    return sorted(lines, key=lambda record: record["step"])
+
+
+def read_samples(directory: Path) -> list[dict[str, Any]]:
+    paths = sorted((directory / "samples").glob("step_*.txt"))
+    kept = paths[:: max(1, -(-len(paths) // MOST_SAMPLES))]
+    if paths and paths[-1] not in kept:
+        kept.append(paths[-1])
+    found = []
+    for path in kept:
+        step = path.stem.removeprefix("step_")
+        if step.isdecimal():
+            text = path.read_text(encoding="utf-8", errors="replace")[:LONGEST_SAMPLE]
+            found.append({"step": int(step), "text": text})
+    return found
+
+
+def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most about MOST_POINTS lines, evenly spaced, and all with a validation loss."""
+    every = -(-len(lines) // MOST_POINTS)
+    last = len(lines) - 1
+    return [
+        line
+        for k, line in enumerate(lines)
+        if every <= 1 or k % every == 0 or k == last or line.get("val_loss") is not None
+    ]
+
+
+def command(script: str, *arguments: str) -> str:
+    """A command line for whoever reads the page, on whichever machine."""
+    return shlex.join(["python", script, *arguments])
+
+
+def _number(value: Any) -> float | int | None:
+    """A finite number with as many digits as a chart can show; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.6g}")
