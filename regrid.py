@@ -74,11 +74,6 @@ def fitted_width(activations: Tensor, outside: float) -> float:
     return 2 * largest_inside
 
 
-def share_outside(activations: Tensor, width: float) -> float:
-    """Share of the activations beyond the ends of a grid of `width`."""
-    return float((activations.detach().abs() > width / 2).double().mean()) if activations.numel() else 0.0
-
-
 def second_differences(control_points: Tensor) -> Tensor:
     """(I, G, O) → (I, G-2, O)."""
     return torch.diff(control_points, n=2, dim=1)
