@@ -6,6 +6,7 @@ With `token_shift` the gates of gated ones see a mix of the token and the one be
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,21 +20,29 @@ if TYPE_CHECKING:
 
 
 class MLP(nn.Module):
-    """Linear → activation → Linear. The activation is GELU, or ReLU² (So et al. 2021)."""
+    """Linear → activation → Linear."""
 
     def __init__(
-        self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None, squared: bool = False
+        self,
+        width: int,
+        hidden: int,
+        bias: bool,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         super().__init__()
-        self.squared = squared
+        self.activation = activation
         self.c_fc = nn.Linear(width, hidden, bias=bias)
         self.norm = norm or nn.Identity()
         self.c_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.c_fc(x)
-        hidden = F.relu(hidden).square() if self.squared else F.gelu(hidden)
-        return self.c_proj(self.norm(hidden))
+        return self.c_proj(self.norm(self.activation(self.c_fc(x))))
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """ReLU² (So et al. 2021)."""
+    return F.relu(x).square()
 
 
 class SwiGLU(nn.Module):
@@ -142,13 +151,9 @@ def kan(config: GPTConfig) -> nn.Module:
     return GatedSplines(config, hidden_width(config, matrices=stored_points(config) + 2))
 
 
-def mlp(config: GPTConfig, squared: bool = False) -> nn.Module:
+def mlp(config: GPTConfig, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:
     hidden = hidden_width(config, matrices=2)
-    return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), squared)
-
-
-def relu2(config: GPTConfig) -> nn.Module:
-    return mlp(config, squared=True)
+    return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), activation)
 
 
 def swiglu(config: GPTConfig) -> nn.Module:
@@ -157,4 +162,10 @@ def swiglu(config: GPTConfig) -> nn.Module:
 
 
 # By the name that `--ffn` takes. A benchmark may add the layers of others.
-FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {"kan": kan, "mlp": mlp, "relu2": relu2, "swiglu": swiglu}
+FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
+    "kan": kan,
+    "mlp": mlp,
+    "mlp_tanh": partial(mlp, activation=partial(F.gelu, approximate="tanh")),  # as in GPT-2
+    "relu2": partial(mlp, activation=relu_squared),
+    "swiglu": swiglu,
+}

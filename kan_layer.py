@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import backends
+from parametrisation import VARIANTS, Parametrisation, widest_dtype
+from regrid import Grid, fitted_width, second_differences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INITS = ("random_normal", "identity", "zero")
-VARIANTS = ("B-spline",)
 
 
 class KANLayer(nn.Module):
@@ -37,12 +38,13 @@ class KANLayer(nn.Module):
         num_control_points: knots per spline, G ≥ 2.
         spline_width: width of the grid, in units of the input; > 0.
         impl: how it is computed, a name from `backends.IMPLS`; "auto" takes the fastest that can run here.
-        variant: the parametrisation of the control points; "B-spline" stores them as they are.
+        variant: the parametrisation of the control points, a name from `parametrisation.VARIANTS`. "B-spline" stores
+            them as they are; in the others `weight`, (I, G, O) too, holds coefficients of another basis along the grid.
         bias: add a learnable constant to each output. None, the default, means where zero_centred: other splines can
             represent it themselves.
         zero_centred: every spline is zero at the centre of the grid and its middle control point is not stored, which
             saves one of G: `weight` is (I, G-1, O). With the bias in place of the sum of all these, the layer can
-            represent the same functions. Needs an odd G.
+            represent the same functions. Needs an odd G and the variant "B-spline".
 
     Raises:
         ValueError: an argument is out of range; the message names it, its value and what is allowed.
@@ -74,7 +76,7 @@ class KANLayer(nn.Module):
         check_choice("impl", impl, backends.IMPLS)
         if init == "identity" and in_features != out_features:
             raise ValueError(f"init 'identity' needs in_features == out_features; got {in_features} and {out_features}")
-        check_middle("zero_centred", zero_centred, num_control_points)
+        check_middle("zero_centred", zero_centred, num_control_points, variant)
         self.in_features = in_features
         self.out_features = out_features
         self.num_control_points = num_control_points
@@ -87,19 +89,26 @@ class KANLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         with_bias = zero_centred if bias is None else bias
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if with_bias else None
+        self.parametrisation = Parametrisation(variant, num_control_points, zero_centred, self.weight)
         self.reset_parameters()
         self._choose_backend()
 
     def reset_parameters(self) -> None:
         """Set every spline to its initial straight line (see `init`)."""
-        with torch.no_grad():
-            knots = self.knots()
-            if self.zero_centred:
-                left, _, right = knots.tensor_split((len(knots) // 2, len(knots) // 2 + 1))
-                knots = torch.cat((left, right))
-            self.weight.copy_(self._initial_slopes().unsqueeze(1) * knots.unsqueeze(1))
-            if self.bias is not None:
-                self.bias.zero_()
+        self._set_lines(self._initial_slopes())
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def _set_lines(self, slopes: Tensor) -> None:
+        """Make every spline a straight line through 0. slopes: (I, O)."""
+        wide = slopes.to(widest_dtype(slopes.device))
+        knots = torch.from_numpy(self.grid.knots()).to(wide)
+        self.weight.copy_(self.parametrisation.coefficients(wide.unsqueeze(1) * knots.unsqueeze(1)))
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.num_control_points, self.spline_width)
 
     def _initial_slopes(self) -> Tensor:
         slopes = torch.zeros_like(self.weight[:, 0])  # (I, O)
@@ -116,11 +125,97 @@ class KANLayer(nn.Module):
 
     def control_points(self) -> Tensor:
         """Values of every spline at its knots, (in_features, G, out_features); differentiable."""
-        if not self.zero_centred:
-            return self.weight
-        middle = self.weight.new_zeros(self.in_features, 1, self.out_features)
-        left, right = self.weight.chunk(2, dim=1)
-        return torch.cat((left, middle, right), dim=1)
+        return self.parametrisation.control_points(self.weight)
+
+    def smoothness_penalty(self) -> Tensor:
+        """Mean squared second difference of the control points; differentiable. 0 where G is 2."""
+        if self.num_control_points == 2:
+            return self.weight.new_zeros(())
+        return second_differences(self.control_points()).square().mean()
+
+    def refine(self, num_control_points: int) -> None:
+        """Put more knots into the grid. The function stays what it is, exactly.
+
+        `weight` becomes a new parameter, which an optimizer has to be told (`training.refinement` does that).
+        Raises ValueError unless every knot remains one: num_control_points - 1 must be a multiple of G - 1.
+        """
+        check_integer("num_control_points", num_control_points, at_least=2)
+        cells, now = num_control_points - 1, self.num_control_points - 1
+        if cells % now:
+            below = max(1, cells // now)
+            near = (below * now + 1, (below + 1) * now + 1)
+            raise ValueError(
+                f"refining {self.num_control_points} control points to {num_control_points} would change the function; "
+                f"num_control_points - 1 must be a multiple of {now}, as with {' or '.join(map(str, near))}"
+            )
+        self.regrid(Grid(num_control_points, self.spline_width))
+
+    def widen(self, cells: int) -> None:
+        """Add `cells` cells at each end of the grid, as wide as those there are. The function stays what it is."""
+        check_integer("cells", cells, at_least=0)
+        self.regrid(self.grid.widened(cells))
+
+    def fit_grid(self, activations: Tensor, outside: float = 0.01) -> None:
+        """Make the grid as narrow as leaves a share `outside` of the activations, (*, in_features), beyond its ends.
+
+        The function stays what it is where it is made of straight lines, as it is at first; else it is interpolated.
+        Raises ValueError if the activations are all zero, or not finite.
+        """
+        self.regrid(Grid(self.num_control_points, fitted_width(activations, outside)))
+
+    @torch.no_grad()
+    def regrid(self, grid: Grid) -> None:
+        """Take the splines' values at the knots of another grid as control points.
+
+        The function stays what it is if `self.grid.is_exact_on(grid)`. With another number of points `weight` becomes
+        a new parameter. Raises ValueError, and changes nothing, if the layer cannot be computed on that grid.
+        """
+        check_width(grid.width)
+        check_middle("zero_centred", self.zero_centred, grid.points, self.variant)
+        backends.choose(self.impl, self._problem(grid.points))
+        values = self.control_points().to(widest_dtype(self.weight.device))
+        values = torch.matmul(torch.from_numpy(self.grid.interpolation(grid)).to(values), values)
+        resized = grid.points != self.num_control_points
+        self.num_control_points, self.spline_width = grid.points, float(grid.width)
+        self.parametrisation = Parametrisation(self.variant, grid.points, self.zero_centred, self.weight)
+        weight = self.parametrisation.coefficients(values).to(self.weight.dtype)
+        if resized:
+            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+            self._choose_backend()
+        else:
+            self.weight.copy_(weight)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, **options: Any) -> KANLayer:
+        """The layer that computes what `linear` does, every spline a straight line, on its device and in its dtype.
+
+        `linear`: an nn.Linear, or GPT-2's Conv1D of the transformers package, whose weight is transposed. `options`:
+        num_control_points, spline_width, impl, variant, zero_centred. Raises ValueError for other modules and options.
+        """
+        slopes = linear_slopes(linear)
+        bias = getattr(linear, "bias", None)
+        inputs, outputs = slopes.shape
+        made: dict[str, Any] = {
+            "init": "zero",
+            "bias": bias is not None,
+            "device": slopes.device,
+            "dtype": slopes.dtype,
+        }
+        layer = cls(inputs, outputs, **made, **options)
+        layer._set_lines(slopes)
+        if layer.bias is not None and bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(bias)
+        return layer.train(linear.training)
+
+    def get_extra_state(self) -> Tensor:
+        """What a state_dict holds beside parameters: the width of the grid, which may have been fitted."""
+        return torch.tensor(self.spline_width, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        width = float(state)
+        check_width(width)
+        self.spline_width = width
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -146,8 +241,11 @@ class KANLayer(nn.Module):
         return x.dtype
 
     def _choose_backend(self) -> None:
-        problem = backends.Problem(self.in_features, self.num_control_points, self.out_features, self.weight.device)
+        problem = self._problem(self.num_control_points)
         self._backend, self.why_this_impl = backends.choose(self.impl, problem)
+
+    def _problem(self, num_control_points: int) -> backends.Problem:
+        return backends.Problem(self.in_features, num_control_points, self.out_features, self.weight.device)
 
     def _apply(self, fn, recurse: bool = True) -> KANLayer:
         super()._apply(fn, recurse)  # .to(), .cuda(), .half(): another device may want another backend
@@ -205,13 +303,28 @@ def check_width(value: object) -> None:
         raise ValueError(f"spline_width must be a finite number above 0; got {value!r}")
 
 
-def check_middle(name: str, zero_centred: bool, num_control_points: int) -> None:
+def check_middle(name: str, zero_centred: bool, num_control_points: int, variant: str) -> None:
     if zero_centred and num_control_points % 2 == 0:
         raise ValueError(
             f"{name} needs an odd num_control_points, so that one is in the middle; got {num_control_points}"
         )
+    if zero_centred and variant != "B-spline":
+        raise ValueError(f"{name} needs the variant B-spline, which has a middle control point; got {variant!r}")
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is an nn.Linear, or the Conv1D of transformers (which need not be installed)."""
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
+def linear_slopes(linear: nn.Module) -> Tensor:
+    """The weight of a linear layer as (inputs, outputs). ValueError if it is none."""
+    if not is_linear(linear):
+        raise ValueError(f"from_linear takes an nn.Linear or a Conv1D of transformers; got {type(linear).__name__}")
+    weight = linear.get_parameter("weight").detach()
+    return weight.t() if isinstance(linear, nn.Linear) else weight

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from backends import IMPLS
 from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
+from swap import swap_linears
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -36,7 +37,8 @@ class GPTConfig:
     vocab_size: int = 0
     """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
     ffn: str = "kan"
-    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), relu2, swiglu"""
+    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), relu2, swiglu,
+    mlp_tanh (GELU as GPT-2 approximates it)."""
     kan_block: Literal["plain", "gated"] = "plain"
     """plain: one spline layer, n_embd → n_embd. gated: Linear(norm(splines(x) ⊙ Linear(x))), ffn_hidden wide."""
     num_control_points: int = 5
@@ -46,11 +48,13 @@ class GPTConfig:
     kan_impl: str = "auto"
     """How the spline layers are computed: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
     kan_variant: str = "B-spline"
-    """Parametrisation of the splines' control points."""
+    """Parametrisation of the control points: B-spline stores them; balanced suits large grids (docs/splines.md)."""
     kan_init: Literal["auto", "zero", "random_normal", "identity"] = "auto"
     """Function the splines start from; auto: zero (plain: blocks start as attention alone), random_normal (gated)."""
     kan_zero_centred: bool = False
     """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
+    kan_swap: str = ""
+    """Linear layers to replace by splines of the same function, as a pattern: "blocks.*.ffn.c_fc"."""
     ffn_hidden: int = 0
     """Hidden width of the MLPs or gated splines; 0: as many parameters as the 4x MLP has, or see ffn_match."""
     ffn_norm: bool = False
@@ -94,8 +98,8 @@ class GPTConfig:
             raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
         check_integer("num_control_points", self.num_control_points, at_least=2)
         check_width(self.spline_width)
-        check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points)
         check_choice("kan_variant", self.kan_variant, VARIANTS)
+        check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points, self.kan_variant)
         check_choice("kan_impl", self.kan_impl, IMPLS)
         check_choice("ffn", self.ffn, tuple(FEED_FORWARDS))
         for name in ("kan_block", "kan_init", "position", "norm"):
@@ -249,6 +253,21 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         self.reset_parameters()
+        if config.kan_swap:
+            self.swap_linears()
+
+    def swap_linears(self) -> None:
+        """Replace the linear layers that `config.kan_swap` names by spline layers that compute the same."""
+        config = self.config
+        swap_linears(
+            self,
+            config.kan_swap,
+            num_control_points=config.num_control_points,
+            spline_width=config.spline_width,
+            impl=config.kan_impl,
+            variant=config.kan_variant,
+            zero_centred=config.kan_zero_centred,
+        )
 
     def reset_parameters(self) -> None:
         """GPT-2's init: N(0, 0.02), residual projections scaled down by √(2·n_layer) or zero; splines by kan_init."""

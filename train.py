@@ -15,7 +15,6 @@ from model import GPT
 from report import REPORT_FILE, write_report
 from sample import generate
 from training.batches import BatchSampler, evaluation_batches
-from training.config import Config
 from training.dataset import Dataset, open_together
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
@@ -30,6 +29,7 @@ from training.run import Run, command, open_run
 from training.run_facts import write_facts
 from training.run_writer import RunWriter
 from training.schedule import learning_rate
+from training.spline_training import SplineTraining
 from training.spline_watch import SplineWatch
 from training.token_file import DataChanged
 from training.tracker import Tracker
@@ -81,19 +81,20 @@ class Trainer:
         sequences = config.batch_size * config.gradient_accumulation_steps
         with world.together():
             share, self.pass_size = share_of_step(sequences, config.batch_size, world.size)
-            self.model = build_model(config, dataset, device, world)
+            self.model = build_model(run, dataset, device, world)
             train_stream, self.val_stream = dataset.tokens("train"), dataset.tokens("val")
             self.batches = BatchSampler(train_stream, config.block_size, sequences, config.seed, world.rank, world.size)
             evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # enough?
         self.passes = share // self.pass_size
         self.parallel = ParallelModel(self.model, device, world, config.fsdp)
         self.compiling = device.compile  # in the first step, which is not timed
+        self.splines = SplineTraining(self.model, config)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = device.grad_scaler()
         self.progress = Progress()
         with world.together():
             elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
-        self.parallel.settle(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
+        self._settle()
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
         self.writer = RunWriter(run, self.parallel, self.optimizer)
         self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
@@ -102,6 +103,9 @@ class Trainer:
             if world.is_main:
                 write_facts(run.directory, self.model, dataset, device)
                 self.watch.records.forget_after(self.progress.step)
+
+    def _settle(self) -> None:
+        self.parallel.settle(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
 
     def _restore(self, run: Run) -> tuple[float, str | None]:
         state = run.state
@@ -125,7 +129,7 @@ class Trainer:
     def describe(self) -> None:
         config, meta = self.config, self.dataset.meta
         ffn, layers = self.model.num_ffn_parameters(), self.model.spline_layers()
-        kind = f"spline layers, G={config.num_control_points}" if layers else config.ffn
+        kind = f"spline layers, G={layers[0].num_control_points}" if layers else config.ffn
         print(f"run     {self.run.directory}" + (f", resumed at step {self.progress.step}" if self.run.state else ""))
         print(
             f"data    {config.dataset}: {meta.total_tokens('train'):,} tokens to train on, "
@@ -137,6 +141,9 @@ class Trainer:
         )
         print(f"device  {self.device}{self.parallel}")
         if layers:
+            if config.fitted_share_outside:
+                widths = [layer.spline_width for layer in layers]
+                print(f"grids   {min(widths):.3g} to {max(widths):.3g} wide, fitted to the activations")
             print(f"splines computed by {layers[0].resolved_impl} ({layers[0].why_this_impl})")
         sys.stdout.flush()
 
@@ -182,7 +189,7 @@ class Trainer:
         for number, (x_part, y_part) in enumerate(parts, start=1):
             with self.parallel.accumulating(last=number == self.passes):
                 part = self.parallel.loss(x_part, y_part) / self.passes
-                self.scaler.scale(part).backward()
+                self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
             loss += part.detach()
         self.scaler.unscale_(self.optimizer)
         progress.grad_norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
@@ -192,8 +199,12 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        if self.compiling:
-            self.compiling = False
+        untimed, self.compiling = self.compiling, False
+        if self.splines.refine(progress.step, self.optimizer):
+            self.parallel.wrap()
+            self._settle()
+            untimed, self.compiling = True, self.device.compile  # once more, for the new shapes
+        if untimed:
             self.stopwatch.restart()
         else:
             self.stopwatch.step()
@@ -261,6 +272,7 @@ class Trainer:
             "tokens_per_second": stopwatch.tokens_per_second,
             "step_ms": 1000 * stopwatch.step_s,
             "elapsed_s": stopwatch.elapsed_s,
+            **self.splines.metrics(),
         }
         if splines is not None:
             record["splines"] = splines
@@ -337,23 +349,33 @@ class Trainer:
             print(f"report:  {directory / REPORT_FILE} (open it in a browser)", flush=True)
 
 
-def build_model(config: Config, dataset: Dataset, device: Device, world: World) -> GPT:
-    """The model on its device (with fsdp on the CPU, to be sharded from there).
+def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT:
+    """The model that a run goes on with, with the grids of its step (not yet with saved parameters).
 
-    UserError if the vocabulary or the chosen backend does not fit.
+    On its device (with fsdp on the CPU, to be sharded from there). UserError if the vocabulary or the chosen backend
+    does not fit.
     """
+    config, tokenizer = run.config, dataset.tokenizer
     if config.fsdp:
         check_shardable(device, world)
-    vocab_size = dataset.tokenizer.vocab_size
-    if config.vocab_size and config.vocab_size < vocab_size:
-        raise UserError(f"vocab_size {config.vocab_size} is below the {vocab_size} of {config.dataset}; use 0 or more")
+    if run.source is None and 0 < config.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"vocab_size {config.vocab_size} is below the {tokenizer.vocab_size} of {config.dataset}; use 0 or more"
+        )
+    model_config = config.model_config(tokenizer.vocab_size)
     try:
         if config.ffn == "kan":
             width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
-            problem = backends.Problem(width, config.num_control_points, width, device.device, tokens)
-            backends.choose(config.kan_impl, problem)
-        model = GPT(config.model_config(vocab_size))
-        return model if config.fsdp else model.to(device.device)
+            for stage in config.stages():
+                problem = backends.Problem(width, stage.points, width, device.device, tokens)
+                backends.choose(config.kan_impl, problem)
+        model = run.source.build(model_config, tokenizer) if run.source is not None else GPT(model_config)
+        model = model if config.fsdp else model.to(device.device)
+        splines = SplineTraining(model, config)
+        if run.state is None:
+            splines.begin(dataset.tokens("train"))
+        splines.refine(run.state["step"] if run.state else 0)
+        return model
     except ValueError as error:
         raise UserError(str(error)) from error
 

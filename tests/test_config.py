@@ -43,6 +43,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "muon_learning_rate": POSITIVE,
     "min_lr": st.just(-1.0),
     "out_dir": TEXT,
+    "kan_fit_grid": st.floats(0, 1, exclude_max=True) | st.just(-1.0),
+    "kan_refine": st.just(""),
 }
 
 
@@ -70,6 +72,9 @@ def configs(draw: st.DrawFn) -> Config:
     values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 16))
     if values["kan_zero_centred"]:
         values["num_control_points"] |= 1  # odd
+        values["kan_variant"] = "B-spline"
+    if draw(st.booleans()):
+        values["kan_refine"] = f"{2 * values['num_control_points'] - 1}@7"
     if draw(st.booleans()):
         values["min_lr"] = draw(st.floats(0, values["learning_rate"]))
     return Config(**values)

@@ -62,7 +62,7 @@ def test_control_points_are_the_values_at_the_knots() -> None:
         ({"init": "xavier"}, "init must be one of random_normal, identity, zero; got 'xavier'"),
         ({"init": "identity"}, "init 'identity' needs in_features == out_features; got 3 and 4"),
         ({"impl": "cuda"}, "impl must be one of auto, .*sparse_matmul_csr; got 'cuda'"),
-        ({"variant": "spline"}, "variant must be one of B-spline; got 'spline'"),
+        ({"variant": "spline"}, "variant must be one of B-spline, .*balanced, hierarchical; got 'spline'"),
     ],
 )
 def test_bad_arguments_name_the_argument_the_value_and_what_is_allowed(arguments: dict, message: str) -> None:

@@ -152,9 +152,9 @@ def test_context_beyond_block_size_is_refused() -> None:
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
         ({"num_control_points": 1}, "num_control_points must be an integer of at least 2; got 1"),
         ({"spline_width": -1.0}, "spline_width must be a finite number above 0; got -1.0"),
-        ({"ffn": "magic"}, "ffn must be one of kan, mlp, relu2, swiglu; got 'magic'"),
+        ({"ffn": "magic"}, "ffn must be one of kan, mlp, mlp_tanh, relu2, swiglu; got 'magic'"),
         ({"kan_impl": "magic"}, "kan_impl must be one of auto, .*; got 'magic'"),
-        ({"kan_variant": "magic"}, "kan_variant must be one of B-spline; got 'magic'"),
+        ({"kan_variant": "magic"}, "kan_variant must be one of B-spline, .*; got 'magic'"),
     ],
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:

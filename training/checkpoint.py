@@ -15,6 +15,7 @@ from model import GPT
 from training.config import Config, from_dict
 from training.distributed import World
 from training.errors import UserError
+from training.refinement import points_after, refine_model
 from training.sealed_file import NotSealed, check_seal, read_sealed, replace, write_sealed
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
@@ -226,6 +227,7 @@ def load_checkpoint(path: str | Path, which: str = "latest") -> LoadedCheckpoint
 def _restore_model(config: Config, state: dict[str, Any]) -> GPT:
     # How the run computed its splines may not be possible on this machine, and does not matter here.
     model = GPT(dataclasses.replace(config, kan_impl="auto").model_config(state["vocab_size"]))
+    refine_model(model, points_after(config.stages(), state["step"]))
     model.load_state_dict(state["model"])
     return model
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kan_layer import check_middle
 from model import GPTConfig
 from training.errors import UserError
 from training.options import OptionParser
+from training.refinement import Stage, parse_stages
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,6 +46,18 @@ class Config(GPTConfig):
     processes share, so that a run is the same on any number of them."""
     max_iters: int = 2000
     """Optimizer steps in all."""
+
+    init_from: str = ""
+    """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or a GPT-2
+    on its hub (gpt2). Its architecture is taken over; linear layers are swapped for splines (kan_swap) but with
+    --ffn mlp."""
+    kan_fit_grid: float = -1.0
+    """Fit each layer's spline_width before the first step, to leave this share of its activations outside; 0: no;
+    -1: 0.01 where linear layers are swapped, whose inputs may be of any size."""
+    kan_smoothness: float = 0.0
+    """Weight of the splines' smoothness penalty (mean squared second difference of control points) in the loss."""
+    kan_refine: str = ""
+    """Coarse to fine, "5@0,9@1000,17@1500": 5 control points at first, 9 after 1,000 steps …; the functions stay."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw for all parameters, or muon (orthogonalized momentum) for the matrices and splines of the blocks."""
@@ -120,6 +134,11 @@ class Config(GPTConfig):
         for name in ("weight_decay", "muon_weight_decay", "grad_clip"):
             if not getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}")
+        if not 0 <= self.kan_smoothness < float("inf"):
+            raise ValueError(f"kan_smoothness must be finite and at least 0; got {self.kan_smoothness}")
+        if self.kan_fit_grid != -1 and not 0 <= self.kan_fit_grid < 1:
+            raise ValueError(f"kan_fit_grid must be a share, at least 0 and below 1, or -1; got {self.kan_fit_grid}")
+        self.stages()
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63; got {self.seed}")
         for name in ("learning_rate", "muon_learning_rate"):
@@ -129,7 +148,9 @@ class Config(GPTConfig):
             raise ValueError(f"optimizer must be adamw or muon; got {self.optimizer!r}")
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite must be stop or skip; got {self.on_nonfinite!r}")
-        for name in ("dataset", "out_dir", "wandb_project", "wandb_run_name", "device"):
+        if self.fsdp and (self.kan_refine or self.kan_smoothness):
+            raise ValueError("kan_refine and kan_smoothness need whole parameters; leave them or --fsdp out")
+        for name in ("dataset", "out_dir", "wandb_project", "wandb_run_name", "device", "init_from"):
             if not _is_text(getattr(self, name)):
                 raise ValueError(f"{name} must be UTF-8 text; got {getattr(self, name)!r}, give another --{name}")
         if self.min_lr != -1 and not 0 <= self.min_lr <= self.learning_rate:
@@ -137,6 +158,18 @@ class Config(GPTConfig):
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1; got {getattr(self, name)}")
+
+    @property
+    def fitted_share_outside(self) -> float:
+        """Of activations, when the grids are fitted; 0 where they are not."""
+        return (0.01 if self.kan_swap else 0.0) if self.kan_fit_grid == -1 else self.kan_fit_grid
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The splines' grids, and after how many steps each begins. ValueError if kan_refine is not well formed."""
+        stages = parse_stages(self.kan_refine, self.num_control_points)
+        for stage in stages[1:]:
+            check_middle("kan_zero_centred", self.kan_zero_centred, stage.points, self.kan_variant)
+        return stages
 
     def model_config(self, vocab_size: int) -> GPTConfig:
         """The part that defines the model, with the dataset's vocabulary filled in."""

@@ -18,10 +18,11 @@ from training.config import Config, from_dict, parse, save
 from training.distributed import ALONE, World
 from training.errors import UserError
 from training.files import write_atomically
+from training.init_from import Source, read_source
 
 CONFIG_FILE = "config.toml"
 MAY_CHANGE = {"kan_impl", "dropout"}  # of the model's options: they leave the parameters as they are
-MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"dataset", "seed"}
+MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"dataset", "seed", "kan_refine"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Run:
     config: Config
     state: dict[str, Any] | None
     checkpoint: Path | None = None
+    source: Source | None = None
+    """The trained model that a run begins with, if it begins with one."""
 
     def is_there(self) -> bool:
         return (self.directory / CONFIG_FILE).is_file()
@@ -80,7 +83,7 @@ def _follow(run: Run | None, world: World) -> Run:
 
 def _start(config: Config, name: str) -> Run:
     if not config.out_dir:
-        return Run(next(path for path in _numbered(name) if not path.exists()), config, None)
+        return _begin(next(path for path in _numbered(name) if not path.exists()), config)
     directory = Path(config.out_dir)
     try:
         taken = has_checkpoints(directory)
@@ -88,7 +91,15 @@ def _start(config: Config, name: str) -> Run:
         raise UserError(f"{directory} cannot be used ({error.strerror}); choose another --out_dir") from error
     if taken:
         raise UserError(f"{directory} already holds a run; go on with it by --resume True, or choose another --out_dir")
-    return Run(directory, config, None)
+    return _begin(directory, config)
+
+
+def _begin(directory: Path, config: Config) -> Run:
+    """A run from its first step on: of a new model, or of its source, whose architecture it takes over."""
+    if not config.init_from:
+        return Run(directory, config, None)
+    source = read_source(config.init_from)
+    return Run(directory, source.configure(config), None, source=source)
 
 
 def _numbered(name: str) -> Iterator[Path]:
@@ -107,7 +118,7 @@ def _resume(arguments: Sequence[str], config: Config, name: str) -> Run:
     state = newest_good_state(directory)
     if state is None:
         print(f"{directory} has no checkpoint yet: starting from step 0", flush=True)
-        return Run(directory, config, None)
+        return _begin(directory, config)
     _refuse_contradictions(config, state[0]["config"], state[1])
     return Run(directory, config, *state)
 

@@ -1,0 +1,79 @@
+"""Another grid for the same functions: where its knots must lie for that, and what becomes of control points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+SAME_KNOT = 1e-6  # knots closer than this share of a cell are one
+MOST_ACTIVATIONS = 2**22  # enough for a quantile
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`points` knots, evenly on [-width/2, width/2]."""
+
+    points: int
+    width: float
+
+    @property
+    def spacing(self) -> float:
+        return self.width / (self.points - 1)
+
+    def knots(self) -> Array:
+        return np.linspace(-self.width / 2, self.width / 2, self.points)
+
+    def widened(self, cells: int) -> Grid:
+        """`cells` more on each side, as wide as those there are."""
+        return Grid(self.points + 2 * cells, self.width + 2 * cells * self.spacing)
+
+    def interpolation(self, new: Grid) -> Array:
+        """What gives the values at the knots of `new` from control points here: (new.points, points)."""
+        u = (new.knots() + self.width / 2) / self.spacing
+        cell = np.clip(np.floor(u), 0, self.points - 2).astype(int)
+        rows = np.arange(new.points)
+        matrix = np.zeros((new.points, self.points))
+        matrix[rows, cell] = 1 - (u - cell)
+        matrix[rows, cell + 1] = u - cell
+        return matrix
+
+    def is_exact_on(self, new: Grid) -> bool:
+        """Whether splines here are splines on `new`: each knot where they may bend is one there."""
+        u = (self.knots()[1:-1] + new.width / 2) / new.spacing
+        nearest = np.round(u)
+        on_a_knot = np.abs(u - nearest) < SAME_KNOT * max(1.0, self.spacing / new.spacing)
+        return bool(np.all(on_a_knot & (nearest > 0) & (nearest < new.points - 1)))
+
+
+def fitted_width(activations: Tensor, outside: float) -> float:
+    """Width of the narrowest grid around 0 with no more than a share `outside` of the activations beyond its ends.
+
+    Raises ValueError if there are none, or if they are all zero or not finite.
+    """
+    if not 0 <= outside < 1:
+        raise ValueError(f"outside must be a share, at least 0 and below 1; got {outside!r}")
+    sizes = activations.detach().abs().flatten().float()
+    stride = math.ceil(sizes.numel() / MOST_ACTIVATIONS) or 1
+    sizes = sizes[::stride].sort().values
+    if not len(sizes):
+        raise ValueError("a grid cannot be fitted to no activations; give at least one")
+    largest_inside = float(sizes[math.ceil((1 - outside) * len(sizes)) - 1])
+    if not 0 < largest_inside < math.inf:
+        raise ValueError(
+            f"a grid cannot be fitted to activations of size {largest_inside:g} (a share of {outside:g} left out); "
+            f"they must be finite and not all zero"
+        )
+    return 2 * largest_inside
+
+
+def second_differences(control_points: Tensor) -> Tensor:
+    """(I, G, O) → (I, G-2, O)."""
+    return torch.diff(control_points, n=2, dim=1)

@@ -1,0 +1,175 @@
+"""Every variant is the same layer: the same functions from other coefficients, whose conditioning is as promised."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.conditioning import conditions
+from kan_layer import INITS, KANLayer
+from model import GPT, GPTConfig
+from parametrisation import FROM_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
+from tests import spline_reference
+from tests.test_backends import every_impl, relative_error
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+GRIDS = [*range(2, 18), 31, 32, 33, 64, 65, 129, 256, 257]
+
+
+def second_difference_matrix(points: int) -> np.ndarray:
+    """(G-2, G), written out entry by entry."""
+    matrix = np.zeros((points - 2, points))
+    for row in range(points - 2):
+        matrix[row, row : row + 3] = (1, -2, 1)
+    return matrix
+
+
+@every_variant
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("grid", [2, 3, 5, 8, 33, 64, 257])
+def test_every_init_is_the_same_function_in_every_variant(variant: str, init: str, grid: int) -> None:
+    layers = []
+    for name in ("B-spline", variant):
+        torch.manual_seed(3)
+        layers.append(KANLayer(4, 4, init=init, num_control_points=grid, spline_width=5.0, variant=name))
+    plain, other = layers
+    torch.testing.assert_close(other.control_points(), plain.control_points(), rtol=1e-5, atol=2e-6)
+    x = torch.randn(50, 4) * 3  # inside and outside, where the rounding of the last two control points is extrapolated
+    torch.testing.assert_close(other(x), plain(x), rtol=1e-5, atol=4e-6 * max(grid, 8))
+
+
+@every_variant
+@settings(max_examples=15, deadline=None)
+@given(grid=st.integers(2, 40), seed=st.integers(0, 999))
+def test_any_control_points_can_be_stored(variant: str, grid: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = KANLayer(2, 3, num_control_points=grid, variant=variant, dtype=torch.float64)
+    wanted = torch.randn(2, grid, 3, dtype=torch.float64)
+    layer.weight.data = layer.parametrisation.coefficients(wanted)
+    torch.testing.assert_close(layer.control_points(), wanted, rtol=1e-9, atol=1e-9)
+
+
+@every_variant
+@every_impl
+def test_every_backend_serves_every_variant(variant: str, impl: str, device: torch.device) -> None:
+    """Values and gradients, those of the coefficients by the chain rule, are those of the definition in float64."""
+    layer = KANLayer(6, 7, num_control_points=5, variant=variant, impl=impl, device=device)
+    torch.nn.init.normal_(layer.weight)
+    x, dy = (torch.randn(40, 6, device=device) * 2).requires_grad_(), torch.randn(40, 7, device=device)
+    y = layer(x)
+    dx, dp = torch.autograd.grad(y, (x, layer.weight), dy)
+    x64, p64, dy64 = (t.detach().double().cpu().numpy() for t in (x, layer.weight, dy))
+    control_points = np.einsum("gk,iko->igo", basis(variant, 5), p64)
+    truth_dx, truth_dw = spline_reference.gradients(x64, control_points, 4.0, dy64)
+    pairs = (
+        (y, spline_reference.spline_sum(x64, control_points, 4.0)),
+        (dx, truth_dx),
+        (dp, np.einsum("gk,igo->iko", basis(variant, 5), truth_dw)),
+    )
+    assert all(relative_error(value, truth) < 1e-5 for value, truth in pairs)
+
+
+@every_variant
+def test_compiles_whole_and_copies(variant: str) -> None:
+    torch._dynamo.reset()
+    layer = KANLayer(6, 5, num_control_points=9, variant=variant)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(9, 6)
+    y = layer(x)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), y)
+    torch.testing.assert_close(copy.deepcopy(layer)(x), y)
+    other = KANLayer(6, 5, num_control_points=9, variant=variant)
+    other.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(other(x), y)
+    torch.testing.assert_close(layer.double()(x.double()).float(), y, rtol=1e-4, atol=1e-5)
+
+
+@every_variant
+@pytest.mark.parametrize("grid", GRIDS)
+def test_bases_are_invertible(variant: str, grid: int) -> None:
+    product = basis(variant, grid) @ inverse_basis(variant, grid)
+    np.testing.assert_allclose(product, np.eye(grid), atol=1e-7)
+
+
+@pytest.mark.parametrize("grid", [8, 9, 16, 33, 64, 100, 129, 256, 257])
+def test_condition_of_the_penalty(grid: int) -> None:
+    """One for the sums of second differences and the corrected cosines, to 1e-6; O(G⁴) for hats."""
+    for variant in ("parallel_scan", "DCT", "linearDCT"):
+        assert conditions(variant, grid).penalty == pytest.approx(1, abs=1e-6)
+    # Hats: of D D', the largest eigenvalue nears 16, that of the highest frequency, and the smallest 500.56 / G⁴, that
+    # of a beam clamped at both ends (Euler and Bernoulli).
+    hats = conditions("B-spline", grid).penalty
+    assert hats == pytest.approx(16 * grid**4 / 500.564, rel=0.15 if grid >= 64 else 0.6)
+
+
+@pytest.mark.parametrize("variant", ["DCT", "linearDCT", "parallel_scan"])
+@pytest.mark.parametrize("grid", [2, 3, 4, 5, 8, 9, 33, 64, 257])
+def test_the_penalty_is_diagonal(variant: str, grid: int) -> None:
+    """In these coefficients it is a sum of squares: nothing for two of them, the same for all others."""
+    bent = second_difference_matrix(grid) @ basis(variant, grid)
+    gram = bent.T @ bent
+    free = [0, 1] if "DCT" in variant else [0, grid - 1]
+    rest = [k for k in range(grid) if k not in free]
+    assert np.abs(bent[:, free]).max(initial=0) < 1e-12
+    if rest:
+        scale = gram[rest[0], rest[0]]
+        np.testing.assert_allclose(gram[np.ix_(rest, rest)] / scale, np.eye(len(rest)), atol=1e-9)
+
+
+def test_the_scale_of_coefficients_does_not_depend_on_the_grid() -> None:
+    """The same coefficients make nearly the same function on twice the knots."""
+    low = np.array([0.3, -0.5, 1.0, 0.7])
+    for variant in ("DCT", "balanced", "Legendre"):
+        coarse, fine = basis(variant, 129)[:, :4] @ low, basis(variant, 257)[:, :4] @ low
+        assert np.abs(fine[::2] - coarse).max() < 0.1 * np.abs(coarse).max(), variant
+
+
+@every_variant
+@settings(max_examples=15, deadline=None)
+@given(grid=st.integers(2, 20), seed=st.integers(0, 99))
+def test_smoothness_penalty_is_the_mean_squared_second_difference(variant: str, grid: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = KANLayer(3, 2, num_control_points=grid, variant=variant, dtype=torch.float64)
+    torch.nn.init.normal_(layer.weight)
+    c = layer.control_points().detach().numpy()
+    squares = [
+        (c[i, g + 1, o] - 2 * c[i, g, o] + c[i, g - 1, o]) ** 2
+        for i in range(3)
+        for g in range(1, grid - 1)
+        for o in range(2)
+    ]
+    assert layer.smoothness_penalty().item() == pytest.approx(np.mean(squares) if squares else 0.0)
+    layer._set_lines(torch.randn(3, 2))
+    assert layer.smoothness_penalty().item() == pytest.approx(0, abs=1e-18)
+
+
+def test_a_model_of_every_variant_starts_as_the_same_function() -> None:
+    tokens = torch.randint(11, (2, 8))
+    logits = []
+    for variant in VARIANTS:
+        torch.manual_seed(0)
+        options = {"n_layer": 1, "n_embd": 16, "n_head": 2, "num_control_points": 9, "kan_init": "random_normal"}
+        logits.append(GPT(GPTConfig(vocab_size=11, kan_variant=variant, **options))(tokens)[0])
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", MIRRORED)
+@pytest.mark.parametrize("grid", [2, 3, 8, 9, FROM_HALVES, FROM_HALVES + 1])
+def test_products_by_halves_are_the_whole_product(variant: str, grid: int) -> None:
+    matrix = torch.tensor(basis(variant, grid))
+    weight = torch.randn(2, grid, 3, dtype=torch.float64, requires_grad=True)
+    halves, whole = mirrored_product(matrix, weight), matrix @ weight
+    torch.testing.assert_close(halves, whole)
+    dy = torch.randn_like(whole)
+    torch.testing.assert_close(*(torch.autograd.grad(y, weight, dy)[0] for y in (halves, whole)))
+    layer = KANLayer(2, 3, num_control_points=grid, variant=variant, dtype=torch.float64)
+    torch.testing.assert_close(layer.parametrisation.control_points(weight), whole)
+
+
+def test_zero_centred_splines_are_stored_as_they_are() -> None:
+    with pytest.raises(ValueError, match=r"zero_centred needs the variant B-spline.*got 'DCT'"):
+        KANLayer(3, 3, num_control_points=5, zero_centred=True, variant="DCT")

@@ -1,0 +1,169 @@
+"""Starting from a trained model: a GPT-2 that the transformers package reads, or an MLP run of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from model import GPT, GPTConfig
+from training.checkpoint import checkpoint_folder, load_checkpoint
+from training.config import Config
+from training.errors import UserError
+from training.tokenizer import Tokenizer
+
+USUAL_SWAP = "blocks.*.ffn.c_fc"  # the first matrix of each MLP
+# The options of the model that stay the user's are those of splines and these; all others are the source's.
+NOT_OF_THE_SOURCE = {"num_control_points", "spline_width", "dropout"}
+# transformers' name of the activation → our name of the layer.
+ACTIVATIONS = {"gelu_new": "mlp_tanh", "gelu_pytorch_tanh": "mlp_tanh", "gelu": "mlp"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model to start from."""
+
+    name: str
+    architecture: dict[str, Any]
+    """The options of GPTConfig that define it."""
+    state: dict[str, Tensor]
+    """Its parameters, by their names in GPT."""
+    tokenizer: Tokenizer | None
+    """What its tokens mean; None where that is not recorded."""
+
+    def configure(self, config: Config) -> Config:
+        """The source's architecture in place of the configured one; its linear layers are swapped where ffn is kan."""
+        ffn = self.architecture["ffn"]
+        if config.ffn not in ("kan", ffn, "mlp"):
+            raise UserError(
+                f"{self.name} has --ffn {ffn}; give --ffn kan to swap its linear layers for splines, or --ffn mlp to "
+                f"train it as it is (got {config.ffn})"
+            )
+        swap = config.kan_swap or (USUAL_SWAP if config.ffn == "kan" else "")
+        return dataclasses.replace(config, **self.architecture, kan_swap=swap)
+
+    def build(self, config: GPTConfig, tokenizer: Tokenizer) -> GPT:
+        """The model of `config` with the source's parameters; what is swapped computes what it did.
+
+        UserError if `tokenizer`, that of the data, is not the source's.
+        """
+        same = self.tokenizer is None or self.tokenizer.to_metadata() == tokenizer.to_metadata()
+        if not same or tokenizer.vocab_size != self.architecture["vocab_size"]:
+            raise UserError(
+                f"the dataset's {tokenizer.vocab_size} tokens ({tokenizer.name}) are not the "
+                f"{self.architecture['vocab_size']} that {self.name} was trained on; choose another --dataset"
+            )
+        model = GPT(dataclasses.replace(config, kan_swap=""))
+        model.load_state_dict(self.state)
+        model.config = config
+        if config.kan_swap:
+            model.swap_linears()
+        return model
+
+
+def read_source(name: str) -> Source:
+    """The model that `--init-from` names: a run, a checkpoint file, a folder or a name for transformers. UserError."""
+    path = Path(name)
+    if path.suffix == ".pt" or checkpoint_folder(path).is_dir():
+        return _from_run(path)
+    return _from_transformers(name)
+
+
+def _from_run(path: Path) -> Source:
+    checkpoint = load_checkpoint(path, "best")
+    config, state = checkpoint.model.config, checkpoint.model.state_dict()
+    if checkpoint.model.spline_layers():
+        raise UserError(
+            f"{path} has splines already; go on with it by --out_dir {path} --resume True, or start from an MLP's run"
+        )
+    architecture = architecture_of(config)
+    architecture["ffn_hidden"] = checkpoint.model.get_submodule("blocks.0.ffn.c_proj").in_features
+    return Source(str(path), architecture, state, checkpoint.tokenizer)
+
+
+def architecture_of(config: GPTConfig) -> dict[str, Any]:
+    """The options that a source decides about."""
+    names = {field.name for field in dataclasses.fields(GPTConfig)} - NOT_OF_THE_SOURCE
+    architecture = {name: getattr(config, name) for name in names if not name.startswith("kan_")}
+    return {**architecture, "ffn_match": False}  # the width that it led to is given
+
+
+def _from_transformers(name: str) -> Source:
+    try:
+        from transformers import GPT2LMHeadModel
+        from transformers.utils import logging
+    except ImportError:
+        raise UserError(
+            f"--init-from {name} needs the package transformers (pip install transformers); a run of train.py does not"
+        ) from None
+    logging.disable_progress_bar()  # of reading the file; that of a download is the hub's own
+    logging.set_verbosity_error()
+    try:
+        theirs = GPT2LMHeadModel.from_pretrained(name, use_safetensors=True)
+    except Exception as error:  # of the network, of files, of JSON: as many kinds as things can go wrong
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise UserError(
+            f"--init-from {name} cannot be loaded ({reason}); give a run or checkpoint of train.py, a folder saved by "
+            f"transformers, or a GPT-2 on its hub, like gpt2, which needs a network the first time"
+        ) from error
+    config = theirs.config
+    unlike = {
+        "model_type": config.model_type != "gpt2",
+        "activation_function": config.activation_function not in ACTIVATIONS,
+        "layer_norm_epsilon": config.layer_norm_epsilon != 1e-5,
+        "scale_attn_weights": not config.scale_attn_weights,
+        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
+        "add_cross_attention": config.add_cross_attention,
+    }
+    odd = [f"{option}={getattr(config, option)}" for option, is_odd in unlike.items() if is_odd]
+    if odd:
+        raise UserError(f"{name} is not a GPT-2 like OpenAI's ({', '.join(odd)}), and no other can be loaded")
+    return Source(name, gpt2_architecture(config), gpt2_state(theirs.state_dict()), None)
+
+
+def gpt2_architecture(config: Any) -> dict[str, Any]:
+    """The options of GPTConfig that make it the GPT-2 of a transformers configuration."""
+    return {
+        **architecture_of(GPTConfig()),
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "block_size": config.n_positions,
+        "vocab_size": config.vocab_size,
+        "ffn": ACTIVATIONS[config.activation_function],
+        "ffn_hidden": config.n_inner or 4 * config.n_embd,
+        "position": "learned",
+        "norm": "layernorm",
+        "qk_norm": False,
+        "tie_embeddings": config.tie_word_embeddings,
+        "bias": True,
+    }
+
+
+def gpt2_state(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of a GPT2LMHeadModel under our names. Its Conv1D keep their weights as (inputs, outputs)."""
+    state = {}
+    for name, tensor in theirs.items():
+        parts = name.removeprefix("transformer.").split(".")
+        if parts[-1] in ("masked_bias", "bias") and parts[-2] == "attn":
+            continue  # the causal mask, which old versions saved
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            tensor = tensor.t()
+        state[".".join(OUR_NAMES.get(part, part) for part in parts)] = tensor.detach().float()
+    return state
+
+
+OUR_NAMES = {
+    "wte": "token_embedding",
+    "wpe": "position_embedding",
+    "h": "blocks",
+    "ln_1": "norm_1",
+    "ln_2": "norm_2",
+    "mlp": "ffn",
+    "ln_f": "norm",
+    "lm_head": "head",
+}
