@@ -44,7 +44,7 @@ class Options:
     last: int = 5000
     """and then at this one."""
     splines: bool = True
-    """Draw the pictures of the splines, as a run does by default."""
+    """Record and draw the splines, as a run does by default."""
 
     def __post_init__(self) -> None:
         if not 0 < self.first < self.last or self.first % 100 or self.last % 100:
