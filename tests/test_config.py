@@ -75,6 +75,8 @@ def configs(draw: st.DrawFn) -> Config:
         values["kan_variant"] = "B-spline"
     if draw(st.booleans()):
         values["kan_refine"] = f"{2 * values['num_control_points'] - 1}@7"
+    if values["fsdp"]:  # shards cannot be refined or penalised
+        values.update(kan_refine="", kan_smoothness=0.0)
     if draw(st.booleans()):
         values["min_lr"] = draw(st.floats(0, values["learning_rate"]))
     return Config(**values)
