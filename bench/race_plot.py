@@ -23,6 +23,7 @@ SHOWN = 0.35  # of the way from the last loss to the first: what comes before is
 def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
     """Lines are means over seeds, bands go from the lowest to the highest."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(curve.contestant for curve in curves))
     styles = {name: (COLORS[k % len(COLORS)], DASHES[k % len(DASHES)]) for k, name in enumerate(names)}
@@ -48,6 +49,7 @@ def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
             axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.13, lw=0)
         last = [curve.losses[-1] for curve in own]
         sizes.plot([own[0].parameters / 1e6] * len(last), last, "o", color=color, markersize=4.5, alpha=0.75)
+    sizes.xaxis.set_major_locator(MaxNLocator(3))
     label_ends(steps, curves, {name: styles[name][0] for name in names}, ceiling - lowest)
     return figure
 
