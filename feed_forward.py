@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -97,12 +97,19 @@ def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
         config.n_embd,
         outputs,
         init=usual_init if config.kan_init == "auto" else config.kan_init,
-        num_control_points=config.num_control_points,
-        spline_width=config.spline_width,
-        impl=config.kan_impl,
-        variant=config.kan_variant,
-        zero_centred=config.kan_zero_centred,
+        **spline_options(config),
     )
+
+
+def spline_options(config: GPTConfig) -> dict[str, Any]:
+    """What all spline layers of a model have in common, as keyword arguments of KANLayer."""
+    return {
+        "num_control_points": config.num_control_points,
+        "spline_width": config.spline_width,
+        "impl": config.kan_impl,
+        "variant": config.kan_variant,
+        "zero_centred": config.kan_zero_centred,
+    }
 
 
 def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:

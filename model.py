@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import IMPLS
-from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift
+from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift, spline_options
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
 from swap import swap_linears
 
@@ -258,16 +258,7 @@ class GPT(nn.Module):
 
     def swap_linears(self) -> None:
         """Replace the linear layers that `config.kan_swap` names by spline layers that compute the same."""
-        config = self.config
-        swap_linears(
-            self,
-            config.kan_swap,
-            num_control_points=config.num_control_points,
-            spline_width=config.spline_width,
-            impl=config.kan_impl,
-            variant=config.kan_variant,
-            zero_centred=config.kan_zero_centred,
-        )
+        swap_linears(self, self.config.kan_swap, **spline_options(self.config))
 
     def reset_parameters(self) -> None:
         """GPT-2's init: N(0, 0.02), residual projections scaled down by √(2·n_layer) or zero; splines by kan_init."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ def run(folder: Path, seed: int, threads: int) -> Curve:
     model = as_ours(saved["model"], saved["model_args"])
     times = [float(ms) for step, ms in ITERATION.findall(done.stdout) if int(step)]  # the first is no usual step
     steps = int(saved["iter_num"])
-    seconds = steps * sorted(times)[len(times) // 2] / 1000
+    seconds = steps * statistics.median(times) / 1000
     return Curve(NAME, seed, model.num_parameters(), [steps], [seconds], [whole_split_loss(model)])
 
 
