@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backends import native, native_build
 from backends.native_shape import addresses, shape_of
+from backends.operator import operator, refuse_gradient
 
 
 def is_supported() -> bool:
@@ -57,7 +58,7 @@ class _BasisMatmul(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-@torch.library.custom_op("splinegpt::basis", mutates_args=(), device_types="cpu")
+@operator("splinegpt::basis", "cpu")
 def basis(x: Tensor, num_control_points: int, spline_width: float, hats: bool) -> Tensor:
     """Hats (N, G·I), or ramps (N, (G-1)·I), of x (N, I), in bfloat16."""
     x = x.contiguous()
@@ -69,13 +70,13 @@ def basis(x: Tensor, num_control_points: int, spline_width: float, hats: bool) -
     return result
 
 
-@basis.register_fake
+@torch.library.register_fake("splinegpt::basis")
 def _empty_basis(x: Tensor, num_control_points: int, spline_width: float, hats: bool) -> Tensor:
     columns = num_control_points if hats else num_control_points - 1
     return x.new_empty(x.shape[0], x.shape[1] * columns, dtype=torch.bfloat16)
 
 
-@torch.library.custom_op("splinegpt::slopes", mutates_args=(), device_types="cpu")
+@operator("splinegpt::slopes", "cpu")
 def slopes(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width: float) -> Tensor:
     """The gradient of x (N, I), in its type, from that of its ramps, (N, (G-1)·I) in bfloat16."""
     x, grad_ramps = x.contiguous(), grad_ramps.contiguous()
@@ -85,6 +86,10 @@ def slopes(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width:
     return grad_x
 
 
-@slopes.register_fake
+@torch.library.register_fake("splinegpt::slopes")
 def _(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width: float) -> Tensor:
     return x.new_empty(x.shape)
+
+
+refuse_gradient("splinegpt::basis")  # within the gradient above; a second one would miss them
+refuse_gradient("splinegpt::slopes")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backends import embedding_bag, native_build
 from backends.native_shape import Shape, addresses, shape_of
+from backends.operator import operator, refuse_gradient
 
 _NARROW = (torch.float32, torch.bfloat16)  # what the kernel reads and writes
 
@@ -24,7 +25,7 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
     return y.to(dtype)
 
 
-@torch.library.custom_op("splinegpt::native", mutates_args=(), device_types="cpu")
+@operator("splinegpt::native", "cpu")
 def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """As `spline_sum`, for float32 and bfloat16 in any mixture. Raises ValueError for shapes that do not fit."""
     _check(x, control_points, spline_width)
@@ -35,12 +36,12 @@ def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype:
     return y
 
 
-@spline_sum_op.register_fake
+@torch.library.register_fake("splinegpt::native")
 def _(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     return x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
 
 
-@torch.library.custom_op("splinegpt::native_backward", mutates_args=(), device_types="cpu")
+@operator("splinegpt::native_backward", "cpu")
 def spline_sum_backward(grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the control points, in their types; sums over tokens are float32."""
     _check(x, control_points, spline_width)
@@ -55,7 +56,7 @@ def spline_sum_backward(grad: Tensor, x: Tensor, control_points: Tensor, spline_
     return grad_x, grad_weight.to(control_points.dtype)
 
 
-@spline_sum_backward.register_fake
+@torch.library.register_fake("splinegpt::native_backward")
 def _(grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), control_points.new_empty(control_points.shape)
 
@@ -69,7 +70,8 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return *spline_sum_backward(grad, *ctx.saved_tensors, ctx.spline_width), None, None
 
 
-spline_sum_op.register_autograd(_backward, setup_context=_save_for_backward)
+torch.library.register_autograd("splinegpt::native", _backward, setup_context=_save_for_backward)
+refuse_gradient("splinegpt::native_backward")
 
 
 def _check(x: Tensor, control_points: Tensor, spline_width: float) -> None:

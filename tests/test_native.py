@@ -207,7 +207,7 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
     x, weight, _ = draw(3, 4, 5, 6)
     y = native.spline_sum(x.requires_grad_(), weight.requires_grad_(), 4.0, torch.float32)
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
+    with pytest.raises(RuntimeError, match="has no derivative"):
         dx.sum().backward()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from backends import amx
+from training.adamw import AdamW
 from training.shards import like
 
 MOMENTUM = 0.95
@@ -23,7 +24,7 @@ ITERATIONS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-class MuonAdamW(torch.optim.AdamW):
+class MuonAdamW(AdamW):
     """AdamW, but Muon for groups that have `muon_pieces`.
 
     `muon_pieces` lists, for each parameter of its group, into how many matrices its rows are cut if it has two

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.adamw import AdamW
 from training.config import Config
 from training.muon import MuonAdamW
 
@@ -28,7 +29,7 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
             }
         )
     groups = [group for group in groups if group["params"]]
-    kind = MuonAdamW if by_muon else torch.optim.AdamW
+    kind = MuonAdamW if by_muon else AdamW
     # Fused is faster than the default loop on CPUs too.
     return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
