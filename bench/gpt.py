@@ -98,10 +98,10 @@ def main() -> None:
             f"seed {seed}: " + ", ".join(f"{c.contestant} {c.losses[-1]:.4f}" for c in curves[-len(configs) :]),
             flush=True,
         )
-    summaries = summarize(curves, rival)
+        summaries = summarize(curves, rival)
+        if arguments.output:  # after every seed: a race that is stopped has those that were done
+            write_record(arguments, race, tuned, trials, curves, summaries)
     print_table(summaries, rival, arguments.equal)
-    if arguments.output:
-        write_record(arguments, race, tuned, trials, curves, summaries)
     if arguments.plot:
         where = f"{machine_name('cpu')}, {arguments.threads} threads, torch {torch.__version__}"
         title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
