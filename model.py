@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import IMPLS
+from embeddings import PairEmbedding, RotaryEmbedding
 from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift, spline_options
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
 from swap import swap_linears
@@ -65,6 +66,9 @@ class GPTConfig:
     """Scale attention's output by a gate of the block's input (splines, or a linear layer); the FFN gets narrower."""
     token_shift: bool = False
     """Mix the token before, by learnt shares, into what the feed-forward layer (if gated, its gate alone) sees."""
+    pair_rows: int = 0
+    """Rows of a table of embeddings for pairs, of a token and the one before it; 0: none. Fewer than there are pairs
+    share rows."""
     position: Literal["rope", "learned"] = "rope"
     """Rotary position embedding (Su et al. 2021), or learned positions as in GPT-2."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -84,7 +88,7 @@ class GPTConfig:
         for name in ("n_layer", "n_head", "n_embd", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("vocab_size", "ffn_hidden"):
+        for name in ("vocab_size", "ffn_hidden", "pair_rows"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
         if self.n_embd % self.n_head:
@@ -109,7 +113,7 @@ class GPTConfig:
 class KVCache:
     """Keys and values of the tokens seen so far: one static buffer a layer, (B, heads, block_size, head_dim).
 
-    And the last token's features at each layer's feed-forward part, for token_shift.
+    And the last token, for pair_rows, with its features at each layer's feed-forward part, for token_shift.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -118,6 +122,7 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.last = torch.zeros(config.n_layer, batch_size, 1, config.n_embd, device=device, dtype=dtype)
+        self.last_token: Tensor | None = None  # (B, 1)
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,27 +137,6 @@ class KVCache:
         before = self.last[layer].clone()
         self.last[layer] = x[:, -1:]
         return before
-
-
-class RotaryEmbedding(nn.Module):
-    """Rotates pairs of features by an angle that grows with the position (Su et al. 2021, base 10,000)."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, head_dim: int, block_size: int) -> None:
-        super().__init__()
-        frequency = 10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)  # (head_dim/2,)
-        angle = torch.outer(torch.arange(block_size), frequency)  # (block_size, head_dim/2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
-
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """x (B, heads, T, head_dim), its first token at position `start`."""
-        stop = start + x.shape[2]
-        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -246,6 +230,9 @@ class GPT(nn.Module):
         self.position_embedding = (
             nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         )
+        self.pair_embedding = (
+            PairEmbedding(config.vocab_size, config.pair_rows, config.n_embd) if config.pair_rows else None
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = normalization(config)
@@ -288,11 +275,14 @@ class GPT(nn.Module):
         x = self.token_embedding(tokens)  # (B, T, C)
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(past, past + T, device=tokens.device))
+        if self.pair_embedding is not None:
+            x = x + self.pair_embedding(tokens, cache.last_token if cache is not None else None)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, cache)
         if cache is not None:
             cache.length += T
+            cache.last_token = tokens[:, -1:]
         logits = self.head(self.norm(x))
         if targets is None:
             return logits, None

@@ -40,10 +40,10 @@ class Options:
     """The loss to reach, in nats per character; nanoGPT's README gives 1.88."""
     config: str = "configs/speedrun.toml"
     """Our recipe."""
-    swiglu: str = "--ffn swiglu --max_iters 380 --eval_interval 380 --cooldown_iters 370"
+    swiglu: str = "--ffn swiglu --muon_learning_rate 0.02 --max_iters 78 --eval_interval 78 --cooldown_iters 75"
     """Options that make it the SwiGLU twin's; with the fewest steps in which that reaches the target on every seed."""
-    mlp: str = "--ffn mlp --attention_gate False --max_iters 460 --eval_interval 460 --cooldown_iters 450"
-    """The same for the usual MLP, without a gate at attention."""
+    mlp: str = "--ffn mlp --max_iters 104 --eval_interval 104 --cooldown_iters 101"
+    """The same for the usual MLP."""
     nanogpt: str = ""
     """A checkout of nanoGPT; without one it does not take part."""
     threads: int = 2

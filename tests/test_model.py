@@ -25,6 +25,8 @@ EVERY_KIND = [
     {"ffn": "swiglu", "ffn_norm": True},
     {"ffn": "swiglu", "token_shift": True},
     {"token_shift": True},
+    {"pair_rows": 1000, "token_shift": True},
+    {"pair_rows": 7, "position": "learned"},
     {"attention_gate": True, "ffn": "mlp"},
     {"attention_gate": True, "token_shift": True, "kan_block": "gated", "num_control_points": 3},
     {"kan_block": "gated", "num_control_points": 4, "token_shift": True},
@@ -215,3 +217,13 @@ def test_an_attention_gate_multiplies_and_one_of_zero_splines_changes_nothing() 
     torch.testing.assert_close(gated, plain * factor)
     attention.gate = None
     torch.testing.assert_close(attention(x, None), plain)
+
+
+@pytest.mark.parametrize("rows", [121, 1000, 10])
+def test_each_pair_of_tokens_has_an_embedding_of_its_own_if_rows_suffice(rows: int) -> None:
+    embedding = tiny(pair_rows=rows).pair_embedding
+    every = torch.cartesian_prod(torch.arange(11), torch.arange(11))  # (121, 2)
+    embedded = embedding(every, None)
+    assert not embedded[:, 0].any(), "the first token has none before it"
+    assert len(embedded[:, 1].unique(dim=0)) == min(rows, 121)
+    torch.testing.assert_close(embedding(every[:, 1:], every[:, :1]), embedded[:, 1:])

@@ -1,0 +1,48 @@
+"""Embeddings beside the token's own: of the pair that it makes with the one before, and of its position."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PairEmbedding(nn.Module):
+    """An embedding of each token together with the one before, beside its own (Huang et al. 2025, "over-encoding").
+
+    In a table of `rows`, of which each pair has one to itself where vocab_size² of them fit, or else shares it.
+    """
+
+    def __init__(self, vocab_size: int, rows: int, width: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.table = nn.Embedding(min(rows, vocab_size**2), width)
+
+    def forward(self, tokens: Tensor, before: Tensor | None) -> Tensor:
+        """tokens (B, T), behind the token `before` (B, 1), or None for a text's first, which gets zeros. (B, T, C)"""
+        if before is not None:
+            tokens = torch.cat((before, tokens), dim=1)
+        pairs = tokens[:, :-1] * self.vocab_size + tokens[:, 1:]
+        embedded = self.table(pairs % self.table.num_embeddings)
+        return embedded if before is not None else F.pad(embedded, (0, 0, 1, 0))
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotates pairs of features by an angle that grows with the position (Su et al. 2021, base 10,000)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, block_size: int) -> None:
+        super().__init__()
+        frequency = 10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)  # (head_dim/2,)
+        angle = torch.outer(torch.arange(block_size), frequency)  # (block_size, head_dim/2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """x (B, heads, T, head_dim), its first token at position `start`."""
+        stop = start + x.shape[2]
+        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
