@@ -40,6 +40,8 @@ class Arguments:
     """Steps; 0 leaves those of the race."""
     num_seeds: int = 0
     """How many of the race's seeds to run; 0 for all."""
+    only: str = ""
+    """Contestants to run, with semicolons between; the first is then the rival of the others. By default all."""
     tune: bool = True
     """Whether to tune first; otherwise all run with the options that the race gives them."""
     threads: int = 2
@@ -73,7 +75,7 @@ def main() -> None:
     layers, absent = load_peers(arguments.peers)
     register(layers)
     race, missing = Race.read(Path(arguments.race)).without_missing_peers()
-    race = race.shortened(arguments.num_seeds, arguments.tune)
+    race = race.among(arguments.only).shortened(arguments.num_seeds, arguments.tune)
     for name in missing:
         print(f"{name} takes no part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
     more: Options = {

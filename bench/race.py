@@ -90,6 +90,17 @@ class Race:
         able = {name: options for name, options in self.contestants.items() if options.get("ffn") not in missing}
         return dataclasses.replace(self, contestants=able), sorted(missing)
 
+    def among(self, names: str) -> Race:
+        """The race of those named in a list with semicolons; of all if it is empty. UserError for unknown names."""
+        chosen = [name.strip() for name in names.split(";")] if names else list(self.contestants)
+        unknown = [name for name in chosen if name not in self.contestants]
+        if unknown:
+            raise UserError(
+                f"only names {unknown[0]!r}, which takes no part in {self.name}; choose from "
+                f"{'; '.join(self.contestants)}, with semicolons between"
+            )
+        return dataclasses.replace(self, contestants={name: self.contestants[name] for name in chosen})
+
     def shortened(self, num_seeds: int, tune: bool) -> Race:
         """With the first `num_seeds` seeds only (0: all), and without the search if not `tune`."""
         return dataclasses.replace(self, seeds=self.seeds[: num_seeds or None], search=self.search if tune else {})

@@ -1,4 +1,4 @@
-"""bench/grids.py, conditioning.py, variants.py: the tables have what they name; every mistake is one sentence."""
+"""bench/grids.py, conditioning.py, variants.py, attention.py: tables have what they name; mistakes are one sentence."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import conditioning, grids, variants
+from bench import attention, conditioning, grids, variants
 from parametrisation import VARIANTS
 from tests.runs import TINY, assert_one_sentence, call, make_dataset, run_command
 
@@ -79,3 +79,12 @@ def test_variants_times_steps_and_products() -> None:
     assert done.code == 0, done
     assert done.out.count("%") == 2 * len(variants.VARIANTS) and "product by halves" in done.out
     assert_one_sentence(call(variants.main, "--grids=1"), "at least 2")
+
+
+def test_attention_prints_both_types_and_refuses_heads_that_do_not_fit() -> None:
+    done = call(attention.main, "--repeats=1", "--batch_size=1")
+    lines = [line.split() for line in done.out.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["forward", "forward+backward"]
+    for _, single, half, ratio in lines:
+        assert float(ratio) == pytest.approx(float(half) / float(single), rel=0.1)
+    assert_one_sentence(call(attention.main, "--n_head=3"), "n_embd must be a multiple of n_head")

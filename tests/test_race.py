@@ -102,6 +102,13 @@ def test_in_equal_time_the_slower_do_fewer_steps() -> None:
     assert (tuned["a"]["max_iters"], tuned["b"]["max_iters"]) == (60, 30)
 
 
+def test_a_race_can_be_run_among_some(folder: Path) -> None:
+    race = Race.read(folder / "race.toml")
+    assert race.among("") == race
+    assert list(race.among("gated; MLP").contestants) == ["gated", "MLP"]
+    assert_one_sentence(call(gpt.main, folder / "race.toml", "--only=gated;magic"), "'magic'", "MLP; splines; gated")
+
+
 def test_a_race_can_be_shortened() -> None:
     race = Race("r", "", {}, {"learning_rate": [1, 2]}, 0, [5, 6, 7], {"a": {}, "b": {}})
     assert race.shortened(0, tune=True) == race

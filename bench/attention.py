@@ -1,0 +1,85 @@
+"""Causal attention on a CPU in float32 and in bfloat16: `python bench/attention.py`. Why model.py takes float32 there.
+
+A block's attention alone, as PyTorch computes it, forward and forward+backward; the two take turns, medians are compared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.machine import machine_name
+from bench.timing import take_turns
+from training.errors import exit_on_user_error
+from training.options import OptionParser
+
+USAGE = "python bench/attention.py [--key value …]"
+
+
+@dataclass(frozen=True)
+class Options:
+    batch_size: int = 12
+    """Sequences."""
+    n_head: int = 4
+    """Attention heads."""
+    block_size: int = 64
+    """Tokens of a sequence."""
+    n_embd: int = 128
+    """Width of all heads together."""
+    threads: int = 1
+    """CPU threads."""
+    repeats: int = 31
+    """Rounds in which each runs once; the median is reported."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_head", "block_size", "n_embd", "threads", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd must be a multiple of n_head; got {self.n_embd} and {self.n_head}")
+
+
+@exit_on_user_error
+def main() -> None:
+    options = OptionParser(Options, USAGE).parse(sys.argv[1:])
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    shape = (4, options.batch_size, options.n_head, options.block_size, options.n_embd // options.n_head)
+    tensors = torch.randn(shape)
+    print(f"{machine_name('cpu')}, torch {torch.__version__}, {options.threads} threads; {shape[1:]}, milliseconds")
+    print(f"{'':>18}{'float32':>10}{'bfloat16':>10}{'ratio':>8}")
+    for name, compute in (("forward", attend), ("forward+backward", gradients)):
+        times = take_turns(ways(compute, tensors), options.repeats, "cpu")
+        usual, half = times["float32"].ms, times["bfloat16"].ms
+        print(f"{name:>18}{usual:>10.2f}{half:>10.2f}{half / usual:>8.2f}")
+
+
+def ways(compute: Callable[[Tensor], object], tensors: Tensor) -> dict[str, Callable[[], object]]:
+    narrow = tensors.bfloat16()
+    return {"float32": partial(compute, tensors), "bfloat16": partial(compute, narrow)}
+
+
+def attend(tensors: Tensor) -> Tensor:
+    """tensors: q, k, v and the gradient of the result, each (B, heads, T, head_dim)."""
+    q, k, v, _ = tensors
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def gradients(tensors: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, grad = tensors
+    leaves = [part.detach().requires_grad_() for part in (q, k, v)]
+    return torch.autograd.grad(F.scaled_dot_product_attention(*leaves, is_causal=True), leaves, grad)
+
+
+if __name__ == "__main__":
+    main()
