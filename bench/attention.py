@@ -1,6 +1,6 @@
 """Causal attention on a CPU in float32 and in bfloat16: `python bench/attention.py`. Why model.py takes float32 there.
 
-A block's attention alone, as PyTorch computes it, forward and forward+backward; the two take turns, medians are compared.
+A block's attention alone, as PyTorch computes it, forward and forward+backward; both take turns, medians are compared.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def attend(tensors: Tensor) -> Tensor:
 
 def gradients(tensors: Tensor) -> tuple[Tensor, ...]:
     q, k, v, grad = tensors
-    leaves = [part.detach().requires_grad_() for part in (q, k, v)]
-    return torch.autograd.grad(F.scaled_dot_product_attention(*leaves, is_causal=True), leaves, grad)
+    q, k, v = (part.detach().requires_grad_() for part in (q, k, v))
+    return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), grad)
 
 
 if __name__ == "__main__":
