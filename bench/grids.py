@@ -18,8 +18,10 @@ if __name__ == "__main__":
 
 import torch
 
+from bench.grids_plot import draw_grids
 from bench.machine import machine_name
 from bench.race import run_side_by_side
+from figures import DPI
 from training.config import Config, parse
 from training.errors import UserError, exit_on_user_error
 from training.files import write_atomically
@@ -29,6 +31,7 @@ USAGE = (
     "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
 )
 RECIPE = "configs/shakespeare_char_cpu.toml"
+FORMATS = (".png", ".pdf", ".svg")
 COMMON: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True}
 COMMON |= {"kan_block": "plain", "spline_width": 4.0}
 COMMON |= {"compile": False, "splines": False, "sample_tokens": 0}
@@ -53,6 +56,12 @@ class Arguments:
     """CPU threads."""
     output: str = "grids.json"
     """Where results are kept; runs that are there are not repeated."""
+    plot: str = ""
+    """A picture of these runs (.png, .pdf or .svg)."""
+
+    def __post_init__(self) -> None:
+        if self.plot and not self.plot.endswith(FORMATS):
+            raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
 
 
 @dataclass
@@ -94,7 +103,11 @@ def main() -> None:
             f"{entry.step_ms:.0f} ms a step",
             flush=True,
         )
-    print_table([entry for entry in entries if entry.key in {run.key for run in wanted}])
+    shown = [entry for entry in entries if entry.key in {run.key for run in wanted}]
+    print_table(shown)
+    if arguments.plot:
+        where = f"{' '.join((RECIPE, arguments.more)).strip()}, {machine_name('cpu')}, torch {torch.__version__}"
+        draw_grids(shown, where).savefig(arguments.plot, dpi=DPI)
 
 
 def runs(arguments: Arguments) -> Iterator[Entry]:

@@ -27,7 +27,8 @@ def test_grids_trains_every_method_and_repeats_nothing(tmp_path: Path) -> None:
     ]
     first = call(grids.main, *arguments, "--seeds=1")
     assert first.code == 0 and first.out.count(" seed 1 ") == 8, first
-    second = call(grids.main, *arguments, "--seeds=1,2")
+    picture = tmp_path / "grids.svg"
+    second = call(grids.main, *arguments, "--seeds=1,2", f"--plot={picture}")
     assert second.out.count(" seed 1 ") == 0 and second.out.count(" seed 2 ") == 8
     runs = json.loads(output.read_text())["runs"]
     assert len(runs) == 16 and all(len(run["losses"]) == 3 and math.isfinite(run["losses"][-1]) for run in runs)
@@ -36,6 +37,7 @@ def test_grids_trains_every_method_and_repeats_nothing(tmp_path: Path) -> None:
     for line, method in zip(table[1:], ("plain", "balanced", "refine+DCT", "penalty:10"), strict=True):
         mean = sum(r["losses"][-1] for r in runs if r["method"] == method and r["grid"] == 9) / 2
         assert line.split()[0] == method and f"{mean:.4f}" in line
+    assert all(f"{method}, G=9" in picture.read_text() for method in ("plain", "penalty:10"))
     grown = [run["parameters"] for run in runs if run["method"] == "plain"]
     assert grown[1] > grown[0]
 
@@ -47,6 +49,7 @@ def test_grids_trains_every_method_and_repeats_nothing(tmp_path: Path) -> None:
         (["--methods=magic"], "kan_variant must be one of"),
         (["--methods=refine", "--grids=7"], "refine has no nested grids to 7"),
         (["--more=magic"], "NAME=VALUE"),
+        (["--plot=picture.gif"], "plot must end with one of"),
         (["--output=pyproject.toml"], "does not hold results of bench/grids.py"),
     ],
 )
