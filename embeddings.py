@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class PairEmbedding(nn.Module):
     """An embedding of each token together with the one before, beside its own (Huang et al. 2025, "over-encoding").
 
-    In a table of `rows`, of which each pair has one to itself where vocab_size² of them fit, or else shares it.
+    In a table of `rows`, of which each pair has one to itself where there are vocab_size² of them, or else shares it.
     """
 
     def __init__(self, vocab_size: int, rows: int, width: int) -> None:
@@ -22,9 +22,23 @@ class PairEmbedding(nn.Module):
         """tokens (B, T), behind the token `before` (B, 1), or None for a text's first, which gets zeros. (B, T, C)"""
         if before is not None:
             tokens = torch.cat((before, tokens), dim=1)
-        pairs = tokens[:, :-1] * self.vocab_size + tokens[:, 1:]
-        embedded = self.table(pairs % self.table.num_embeddings)
+        embedded = self.table(self._rows(tokens[:, :-1].long() * self.vocab_size + tokens[:, 1:]))
         return embedded if before is not None else F.pad(embedded, (0, 0, 1, 0))
+
+    def _rows(self, pairs: Tensor) -> Tensor:
+        """Of pairs by number; where rows are shared, as if each were drawn at random."""
+        rows = self.table.num_embeddings
+        if rows == self.vocab_size**2:
+            return pairs
+        return hashed(pairs) % rows
+
+
+def hashed(numbers: Tensor) -> Tensor:
+    """The last stage of SplitMix64 (Steele et al. 2014): int64 to int64, one to one, without any pattern."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        unsigned = numbers >> shift & (1 << 64 - shift) - 1  # without copies of the sign
+        numbers = (numbers ^ unsigned) * (factor - (factor >> 63 << 64))  # the factor as a signed integer
+    return numbers
 
 
 class RotaryEmbedding(nn.Module):

@@ -282,7 +282,7 @@ class GPT(nn.Module):
             x = block(x, cache)
         if cache is not None:
             cache.length += T
-            cache.last_token = tokens[:, -1:]
+            cache.last_token = tokens[:, -1:].clone()
         logits = self.head(self.norm(x))
         if targets is None:
             return logits, None

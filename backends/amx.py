@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backends import native, native_build
 from backends.native_shape import addresses, shape_of
-from backends.operator import operator, refuse_gradient
+from backends.operators import operator
 
 
 def is_supported() -> bool:
@@ -70,7 +70,7 @@ def basis(x: Tensor, num_control_points: int, spline_width: float, hats: bool) -
     return result
 
 
-@torch.library.register_fake("splinegpt::basis")
+@basis.register_fake
 def _empty_basis(x: Tensor, num_control_points: int, spline_width: float, hats: bool) -> Tensor:
     columns = num_control_points if hats else num_control_points - 1
     return x.new_empty(x.shape[0], x.shape[1] * columns, dtype=torch.bfloat16)
@@ -86,10 +86,10 @@ def slopes(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width:
     return grad_x
 
 
-@torch.library.register_fake("splinegpt::slopes")
+@slopes.register_fake
 def _(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-refuse_gradient("splinegpt::basis")  # within the gradient above; a second one would miss them
-refuse_gradient("splinegpt::slopes")
+for part in (basis, slopes):  # of the gradient above; one of that would miss them
+    part.refuse_autograd()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backends.grid import accumulation_dtype, flat_rows, interleave, locate
+from backends.operators import operator
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
@@ -51,7 +52,7 @@ def _csr_matrix(values: Tensor, columns: Tensor, row_nonzeros: int, width: int) 
 
 
 # Custom ops, because torch.compile cannot trace the making of a sparse tensor (pytorch issues 171865, 180839).
-@torch.library.custom_op("splinegpt::csr_matmul", mutates_args=())
+@operator("splinegpt::csr_matmul")
 def sparse_matmul(values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor) -> Tensor:
     """B @ table, with B (N, I·G) given by its non-zeros, `row_nonzeros` to a row. → (N, O)."""
     if values.numel() == 0:
@@ -64,7 +65,7 @@ def _(values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor) -> Tens
     return table.new_empty(values.shape[0] // row_nonzeros, table.shape[1])
 
 
-@torch.library.custom_op("splinegpt::csr_matmul_backward", mutates_args=())
+@operator("splinegpt::csr_matmul_backward")
 def sparse_matmul_backward(
     grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -97,3 +98,4 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
 
 
 sparse_matmul.register_autograd(_backward, setup_context=_save_for_backward)
+sparse_matmul_backward.refuse_autograd()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backends import embedding_bag, native_build
 from backends.native_shape import Shape, addresses, shape_of
-from backends.operator import operator, refuse_gradient
+from backends.operators import operator
 
 _NARROW = (torch.float32, torch.bfloat16)  # what the kernel reads and writes
 
@@ -36,7 +36,7 @@ def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype:
     return y
 
 
-@torch.library.register_fake("splinegpt::native")
+@spline_sum_op.register_fake
 def _(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     return x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
 
@@ -56,7 +56,7 @@ def spline_sum_backward(grad: Tensor, x: Tensor, control_points: Tensor, spline_
     return grad_x, grad_weight.to(control_points.dtype)
 
 
-@torch.library.register_fake("splinegpt::native_backward")
+@spline_sum_backward.register_fake
 def _(grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), control_points.new_empty(control_points.shape)
 
@@ -70,8 +70,8 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return *spline_sum_backward(grad, *ctx.saved_tensors, ctx.spline_width), None, None
 
 
-torch.library.register_autograd("splinegpt::native", _backward, setup_context=_save_for_backward)
-refuse_gradient("splinegpt::native_backward")
+spline_sum_op.register_autograd(_backward, setup_context=_save_for_backward)
+spline_sum_backward.refuse_autograd()
 
 
 def _check(x: Tensor, control_points: Tensor, spline_width: float) -> None:

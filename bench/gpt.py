@@ -74,8 +74,8 @@ def main() -> None:
     arguments = OptionParser(Arguments, USAGE, positional="race").parse(sys.argv[1:])
     layers, absent = load_peers(arguments.peers)
     register(layers)
-    race, missing = Race.read(Path(arguments.race)).without_missing_peers()
-    race = race.among(arguments.only).shortened(arguments.num_seeds, arguments.tune)
+    race = Race.read(Path(arguments.race)).among(arguments.only).shortened(arguments.num_seeds, arguments.tune)
+    race, missing = race.without_missing_peers()
     for name in missing:
         print(f"{name} takes no part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
     more: Options = {
@@ -102,7 +102,8 @@ def main() -> None:
         )
         summaries = summarize(curves, rival)
         if arguments.output:  # after every seed: a race that is stopped has those that were done
-            write_record(arguments, race, tuned, trials, curves, summaries)
+            done = race.shortened(len({curve.seed for curve in curves}), arguments.tune)
+            write_record(arguments, done, tuned, trials, curves, summaries)
     print_table(summaries, rival, arguments.equal)
     if arguments.plot:
         where = f"{machine_name('cpu')}, {arguments.threads} threads, torch {torch.__version__}"

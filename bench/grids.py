@@ -62,6 +62,9 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.plot and not self.plot.endswith(FORMATS):
             raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
+        for path in filter(None, (self.output, self.plot)):
+            if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+                raise ValueError(f"{path} cannot be written: it is a folder, or is in one that does not exist")
 
 
 @dataclass
@@ -76,6 +79,8 @@ class Entry:
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     step_ms: float = 0.0
+    machine: str = ""
+    torch: str = ""
 
     @property
     def key(self) -> tuple[str, int, int, str]:
@@ -95,7 +100,7 @@ def main() -> None:
             continue
         [curve] = run_side_by_side({entry.method: config})
         entry.parameters, entry.steps, entry.losses = curve.parameters, curve.steps, curve.losses
-        entry.step_ms = curve.step_ms
+        entry.step_ms, entry.machine, entry.torch = curve.step_ms, machine_name("cpu"), torch.__version__
         entries = [*read_entries(path), entry]
         write_entries(path, entries, arguments.threads)
         print(
@@ -106,8 +111,7 @@ def main() -> None:
     shown = [entry for entry in entries if entry.key in {run.key for run in wanted}]
     print_table(shown)
     if arguments.plot:
-        where = f"{' '.join((RECIPE, arguments.more)).strip()}, {machine_name('cpu')}, torch {torch.__version__}"
-        draw_grids(shown, where).savefig(arguments.plot, dpi=DPI)
+        draw_grids(shown, f"{RECIPE} {arguments.more}").savefig(arguments.plot, dpi=DPI)
 
 
 def runs(arguments: Arguments) -> Iterator[Entry]:
@@ -160,8 +164,6 @@ def read_entries(path: Path) -> list[Entry]:
 
 def write_entries(path: Path, entries: list[Entry], threads: int) -> None:
     record = {
-        "machine": machine_name("cpu"),
-        "torch": torch.__version__,
         "threads": threads,
         "recipe": RECIPE,
         "common": COMMON,

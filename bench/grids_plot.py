@@ -28,8 +28,9 @@ def draw_grids(entries: Sequence[Entry], where: str) -> Figure:
     grids = sorted({entry.grid for entry in entries})
     figure = Figure(figsize=(12.6, 4.6), facecolor="white")
     figure.text(0.04, 0.94, "Loss by the number of control points", fontsize=13, weight="bold", color=STYLE.ink)
-    figure.text(0.04, 0.89, f"Validation loss, mean and range over seeds. {where}", fontsize=8, color=STYLE.muted)
-    finals, curves = (figure.add_axes((x, 0.13, w, 0.68)) for x, w in ((0.05, 0.32), (0.52, 0.3)))
+    figure.text(0.04, 0.89, "Validation loss, mean and range over seeds", fontsize=9, color=STYLE.muted)
+    figure.text(0.04, 0.85, where, fontsize=8, color=STYLE.muted)
+    finals, curves = (figure.add_axes((x, 0.13, w, 0.66)) for x, w in ((0.05, 0.32), (0.52, 0.3)))
     style_axes(finals, "control points")
     style_axes(curves, "steps")
     finals.set_xscale("log", base=2)
@@ -73,6 +74,7 @@ def label_ends(axes: Axes, x: int, lines: Mapping[str, tuple[float, str]]) -> No
     low, high = axes.get_ylim()
     names = sorted(lines, key=lambda name: lines[name][0])
     places = moved_apart([lines[name][0] for name in names], 0.055 * (high - low))
+    lift = max(0.0, low + 0.02 * (high - low) - places[0])  # clear of the numbers under the axis
     for name, y in zip(names, places, strict=True):
         at, color = lines[name]
-        axes.text(x, y, f"   {name} {at:.3f}", color=color, fontsize=8, va="center", clip_on=False)
+        axes.text(x, y + lift, f"   {name} {at:.3f}", color=color, fontsize=8, va="center", clip_on=False)

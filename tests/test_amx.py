@@ -63,8 +63,8 @@ def test_other_types_are_native_s(dtype: torch.dtype) -> None:
 
 def test_operators_are_well_formed() -> None:
     x, grad = torch.randn(7, 5), torch.randn(7, 15).bfloat16()
-    torch.library.opcheck(amx.basis, (x, 4, 3.0, True))
-    torch.library.opcheck(amx.slopes, (x, grad, 4, 3.0))
+    torch.library.opcheck(amx.basis.overload, (x, 4, 3.0, True))
+    torch.library.opcheck(amx.slopes.overload, (x, grad, 4, 3.0))
 
 
 def test_auto_takes_it_for_small_grids_where_there_is_amx(monkeypatch: pytest.MonkeyPatch) -> None:

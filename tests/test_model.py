@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embeddings import PairEmbedding
 from feed_forward import FEED_FORWARDS
 from kan_layer import KANLayer
 from model import GPT, GPTConfig
@@ -219,11 +220,32 @@ def test_an_attention_gate_multiplies_and_one_of_zero_splines_changes_nothing() 
     torch.testing.assert_close(attention(x, None), plain)
 
 
-@pytest.mark.parametrize("rows", [121, 1000, 10])
+@pytest.mark.parametrize("rows", [121, 1000])
 def test_each_pair_of_tokens_has_an_embedding_of_its_own_if_rows_suffice(rows: int) -> None:
     embedding = tiny(pair_rows=rows).pair_embedding
     every = torch.cartesian_prod(torch.arange(11), torch.arange(11))  # (121, 2)
     embedded = embedding(every, None)
     assert not embedded[:, 0].any(), "the first token has none before it"
-    assert len(embedded[:, 1].unique(dim=0)) == min(rows, 121)
+    assert len(embedded[:, 1].unique(dim=0)) == len(embedding.table.weight) == 121
     torch.testing.assert_close(embedding(every[:, 1:], every[:, :1]), embedded[:, 1:])
+
+
+@pytest.mark.parametrize(("vocab", "rows"), [(64, 64), (64, 100), (60, 3000), (256, 1024), (50_304, 65_536)])
+def test_pairs_that_share_rows_do_so_as_if_at_random(vocab: int, rows: int) -> None:
+    embedding, known = PairEmbedding(vocab, rows, 1), torch.arange(0, vocab, max(1, vocab // 60))
+    embedding.table.weight.data[:, 0] = torch.arange(rows)
+    expected = rows * (1 - (1 - 1 / rows) ** len(known))  # different rows, of as many draws
+    for fixed in known[:5]:
+        same = fixed.expand(len(known))
+        for pairs in torch.stack((same, known), dim=1), torch.stack((known, same), dim=1):
+            found = embedding(pairs[:, 1:], pairs[:, :1])[:, 0, 0]
+            assert found.min() >= 0 and found.max() < rows and len(found.unique()) > 0.75 * expected
+
+
+def test_a_cache_keeps_the_token_before_when_the_caller_reuses_its_buffer() -> None:
+    model, tokens = tiny(pair_rows=121), torch.randint(11, (1, 5))
+    cache, buffer, logits = model.new_cache(), torch.zeros(1, 1, dtype=torch.long), []
+    for token in tokens[0]:
+        buffer.fill_(token)
+        logits.append(model(buffer, cache=cache)[0])
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(tokens)[0], rtol=1e-4, atol=1e-4)

@@ -7,25 +7,25 @@ from typing import Any
 
 import torch
 
+_STEP = inspect.unwrap(torch.optim.AdamW.step)
+
 
 class AdamW(torch.optim.AdamW):
     """torch.optim.AdamW, bit for bit, but its first call does not import torch._dynamo (0.9 s).
 
-    PyTorch imports it there only to keep it away from optimizers. Its decorators leave the function they are for as
-    `__wrapped__`, and those of torch/_compile.py look for what to call instead in `__dynamo_disable` (2.11 to 2.13).
-    Should another release do it otherwise, that second is spent again, and nothing else changes.
+    PyTorch decorates these methods of optimizers to keep its compiler away from them, which imports it. The functions
+    below are those without the decorators; where a release of PyTorch has none, they are the methods themselves.
     """
 
-    @torch.no_grad()  # one of the decorators left out below
+    add_param_group: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad: Any = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict: Any = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict: Any = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
     def step(self, closure: Any = None) -> Any:
-        return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+        return self.adamw_step(closure)
 
-
-def keep_compiler_unloaded() -> None:
-    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        function: Any = inspect.unwrap(getattr(torch.optim.Optimizer, name))
-        if not hasattr(function, "__dynamo_disable"):
-            function.__dynamo_disable = function
-
-
-keep_compiler_unloaded()
+    @torch.no_grad()  # as the decorator of PyTorch's own has it
+    def adamw_step(self, closure: Any = None) -> Any:
+        """A step without the hooks of `step`, for classes that add to it."""
+        return _STEP(self, closure)

@@ -40,7 +40,7 @@ class MuonAdamW(AdamW):
         every = self.param_groups
         self.param_groups = [group for group in every if "muon_pieces" not in group]
         try:
-            loss = super().step(closure)
+            loss = self.adamw_step(closure)
         finally:
             self.param_groups = every
         for group in every:

@@ -134,7 +134,8 @@ def _last_existing(name: str) -> Path:
 
 def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) -> None:
     wanted = dataclasses.asdict(config)
-    different = sorted(name for name in saved if name in wanted and wanted[name] != saved[name])
+    saved = {**dataclasses.asdict(Config()), **saved}  # an option that is newer than the checkpoint was at its default
+    different = sorted(name for name in wanted if wanted[name] != saved[name])
     refused = [f"{name}={wanted[name]} (it has {saved[name]})" for name in different if name in MUST_STAY]
     if refused:
         raise UserError(
