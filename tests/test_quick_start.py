@@ -9,6 +9,7 @@ import torch
 
 from tests.runs import ROOT, make_dataset, options
 from training.adamw import AdamW
+from training.muon import MuonAdamW
 
 TRAIN = """
 import sys, train
@@ -45,3 +46,27 @@ def test_adamw_is_pytorch_s_bit_for_bit(fused: bool) -> None:
         trained.append((parameter.detach(), optimizer.state_dict()["state"][0]["exp_avg_sq"]))
     for ours, theirs in zip(*trained, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_hooks_run_once_a_step() -> None:
+    counts = []
+    for kind in (AdamW, MuonAdamW, AdamW, MuonAdamW):  # each in the presence of the other
+        parameter = torch.nn.Parameter(torch.randn(4, 4))
+        group = {"params": [parameter], "muon_pieces": [1]} if kind is MuonAdamW else {"params": [parameter]}
+        optimizer, calls = kind([group]), []
+        optimizer.register_step_post_hook(lambda *_, calls=calls: calls.append(1))
+        parameter.square().sum().backward()
+        optimizer.step()
+        counts.append(len(calls))
+    assert counts == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_gradient_scaler_skips_steps_that_overflow(overflows: bool) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer, scaler = AdamW([parameter], lr=0.1, fused=True), torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(parameter.sum() * (float("inf") if overflows else 1.0)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert (parameter == 1).all() == overflows
+    assert scaler.get_scale() == (2.0 if overflows else 4.0)

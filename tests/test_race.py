@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import gpt
-from bench.race import Curve, Race, summarize
+from bench.race import Curve, Race, run_side_by_side, summarize
 from tests.runs import (
     STEPS,
     TINY,
@@ -20,6 +20,7 @@ from tests.runs import (
     run_command,
     train_until,
 )
+from training.config import Config
 
 CONTESTANTS = {"MLP": {"ffn": "mlp"}, "splines": {"ffn": "kan"}, "gated": {"ffn": "kan", "kan_block": "gated"}}
 SEEDS = [3, 4]
@@ -100,6 +101,22 @@ def test_in_equal_time_the_slower_do_fewer_steps() -> None:
     curves = [Curve("a", 0, 1, [100], [2.0], [1.0]), Curve("b", 0, 1, [100], [4.0], [1.0])]
     tuned = gpt.with_equal_time(race, {"a": {"max_iters": 60}, "b": {"max_iters": 60}}, [({}, curves)])
     assert (tuned["a"]["max_iters"], tuned["b"]["max_iters"]) == (60, 30)
+
+
+def test_a_race_that_is_stopped_has_a_record_of_the_seeds_that_were_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = iter([run_side_by_side])
+
+    def stopped_in_the_second(configs: dict[str, Config]) -> list[Curve]:
+        return next(seeds)(configs)
+
+    monkeypatch.setattr(gpt, "run_side_by_side", stopped_in_the_second)
+    with pytest.raises(StopIteration):
+        call(gpt.main, folder / "race.toml", "--tune=False", "--threads=1", f"--output={tmp_path / 'race.json'}")
+    kept = json.loads((tmp_path / "race.json").read_text())
+    assert kept["race"]["seeds"] == SEEDS[:1] and {curve["seed"] for curve in kept["curves"]} == {SEEDS[0]}
+    assert len(kept["summaries"]) == len(CONTESTANTS)
 
 
 def test_a_race_can_be_run_among_some(folder: Path) -> None:

@@ -30,7 +30,7 @@ from tests.runs import (
 from training.checkpoint import load_checkpoint, read_state, step_path
 from training.config import parse
 
-HARD = {"gradient_accumulation_steps": 2, "dropout": 0.1, "batch_size": 2}
+HARD = {"gradient_accumulation_steps": 2, "dropout": 0.1, "batch_size": 2, "pair_rows": 50}
 ENDLESS = {"max_iters": 1_000_000, "eval_interval": 4, "keep_checkpoints": 2, "log_interval": 1, "sample_tokens": 0}
 
 
