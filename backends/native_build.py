@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.cpp")
+HEADERS = "cpu/*.h"  # beside it
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS_TO_BUILD = 60  # for a build that takes less than one; then something is stuck
 
@@ -72,7 +73,8 @@ def load_from(directory: Path, compiler: str, extra_flags: tuple[str, ...] = ())
     build at once do not disturb each other, and a damaged or foreign file is recognised without loading it.
     Raises NativeUnavailable.
     """
-    key = _digest(SOURCE.read_bytes(), " ".join((*FLAGS, *extra_flags)), str(OPTIONAL_FLAGS), *_identity(compiler))
+    sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob(HEADERS)))]
+    key = _digest(*sources, " ".join((*FLAGS, *extra_flags)), str(OPTIONAL_FLAGS), *_identity(compiler))
     for path in sorted(directory.glob(f"native-{key}-*.so")):
         try:
             if path.stem.endswith("-" + _digest(path.read_bytes())):

@@ -174,6 +174,9 @@ def test_what_the_library_depends_on_is_in_its_name(
     assert libraries() == 4
     source.write_text("int kernel;  // changed")
     assert libraries() == 5
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "part.h").write_text("// a header of it")
+    assert libraries() == 6
 
 
 AT_ONCE = """

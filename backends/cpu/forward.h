@@ -1,0 +1,177 @@
+// y from x and W: a token adds two rows of W for each feature. What bounds it is loads from the L1 cache, so a tile of W
+// (some features, all control points, a strip of outputs) is packed to stay there, and the sums stay in registers.
+
+#pragma once
+
+#include "memory.h"
+#include "problem.h"
+#include "vectors.h"
+
+namespace {
+
+// Adds the splines of some features to the sums of some tokens. `row` is where the lower row of W of each
+// (token, feature) starts in `weight`, `next` the distance to the upper one; sums (tokens, vectors * LANES).
+// `paired`: `weight` holds pairs of bfloat16, the rows of both ends of a cell as one, and `place` pairs of weights.
+template <int vectors, bool paired>
+void add_splines(const float* weight, int64_t next, const int32_t* row, const float* place, int features,
+                 int64_t tokens, bool first, float* sums) {
+    const Vector ones = splat(1);
+    for (int64_t n = 0; n < tokens; n++, row += CHUNK, place += CHUNK, sums += vectors * LANES) {
+        Vector sum[vectors];
+#pragma GCC unroll 8
+        for (int k = 0; k < vectors; k++) sum[k] = first ? Vector{} : load(sums + k * LANES);
+        auto add = [&](uint32_t lower_row, const float& t) __attribute__((always_inline)) {
+            const float *lower = weight + lower_row, *upper = lower + next;
+            if constexpr (paired) {
+                uint32_t weights;
+                std::memcpy(&weights, &t, 4);
+#pragma GCC unroll 8
+                for (int k = 0; k < vectors; k++) add_dots(sum[k], lower + k * LANES, weights);
+                return;
+            }
+            KEEP_POINTER(upper);
+            const Vector right = splat(t), left = ones - right;
+#pragma GCC unroll 8
+            for (int k = 0; k < vectors; k++) sum[k] += left * load(lower + k * LANES);
+#pragma GCC unroll 8
+            for (int k = 0; k < vectors; k++) sum[k] += right * load(upper + k * LANES);
+        };
+        int f = 0;
+        for (; f + 2 <= features; f += 2) {
+            uint64_t two_rows;  // one load for two: loads are what there are too many of
+            std::memcpy(&two_rows, row + f, 8);
+            add(uint32_t(two_rows), place[f]);
+            add(uint32_t(two_rows >> 32), place[f + 1]);
+        }
+        if (f < features) add(row[f], place[f]);
+#pragma GCC unroll 8
+        for (int k = 0; k < vectors; k++) store(sums + k * LANES, sum[k]);
+    }
+}
+
+template <bool paired>
+auto splines_adder(int vectors) {
+    return vectors == 8   ? add_splines<8, paired>
+           : vectors == 4 ? add_splines<4, paired>
+           : vectors == 2 ? add_splines<2, paired>
+                          : add_splines<1, paired>;
+}
+
+struct Forward {
+    const Shape& shape;
+    Rows x, weight, y;  // x (N, I), weight (I*G, O), y (N, O)
+    Grid grid;
+    bool paired;
+    int most_vectors, tile_features;
+    int64_t tile_rows;  // of one feature
+
+    Forward(const Shape& s, const void* x_data, const void* weight_data, void* y_data)
+        : shape(s),
+          x{(char*)x_data, s.x_half != 0, s.inputs},
+          weight{(char*)weight_data, s.weight_half != 0, s.outputs},
+          y{(char*)y_data, s.y_half != 0, s.outputs},
+          grid(s.points, s.width),
+          paired(BFLOAT16_DOT && s.y_half && s.tokens > s.points),  // else too few for what packing costs
+          tile_rows(paired ? s.points - 1 : s.points) {
+        // Measured with L1 caches of 48 KiB: wide strips while a tile of four features fits there; else narrower
+        // ones, tiles that fit the L2 cache, and more features to a tile, as each costs a pass over the sums.
+        const bool small = s.points <= 16 * 8 / MOST_VECTORS;
+        most_vectors = small ? MOST_VECTORS : std::max(1, MOST_VECTORS / 2);
+        const int64_t tile_bytes = small ? 32 << 10 : 128 << 10;
+        tile_features = CHUNK;
+        const int64_t feature_bytes = tile_rows * most_vectors * LANES * 4;
+        while (tile_features > 1 && tile_features * feature_bytes > tile_bytes) tile_features /= 2;
+    }
+
+    void run() {
+        const int threads = useful_threads(shape);
+        const int64_t most_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 1024);  // sums of 1.5 MiB
+        const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, most_tokens), threads) * threads;
+        const int64_t block = ceil_div(shape.tokens, even_blocks), blocks = ceil_div(shape.tokens, block);
+        const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;  // few tokens: split outputs as well
+        const int64_t part = ceil_div(ceil_div(shape.outputs, parts), LANES) * LANES;
+#pragma omp parallel for schedule(static) num_threads(threads) collapse(2)
+        for (int64_t b = 0; b < blocks; b++)
+            for (int64_t p = 0; p < parts; p++)
+                run_block(b * block, std::min((b + 1) * block, shape.tokens), p * part,
+                          std::min((p + 1) * part, shape.outputs));
+    }
+
+    void run_block(int64_t token, int64_t token_end, int64_t output, int64_t output_end) {
+        const int64_t tokens = token_end - token, padded = ceil_div(output_end - output, LANES) * LANES;
+        if (padded <= 0) return;
+        Buffer<float> tile(tile_features * tile_rows * most_vectors * LANES), sums(tokens * padded);
+        Buffer<float> place(tokens * CHUNK);
+        Buffer<int32_t> cell(tokens * CHUNK), row(tokens * CHUNK);
+        for (int64_t i = 0; i < shape.inputs; i += CHUNK) {
+            const int features = int(std::min<int64_t>(CHUNK, shape.inputs - i));
+            locate(token, tokens, i, features, cell, place);
+            for (int f = 0; f < features; f += tile_features)
+                add_features(i + f, std::min(tile_features, features - f), tokens, output, output_end, cell + f,
+                             place + f, row + f, tile, sums);
+        }
+        for_strips(output, output_end, most_vectors, [&](int64_t o, int count, int vectors) {
+            const float* strip = sums + (o - output) * tokens;
+            for (int64_t n = 0; n < tokens; n++) y.write(token + n, o, count, strip + n * vectors * LANES);
+        });
+    }
+
+    void locate(int64_t token, int64_t tokens, int64_t i, int features, int32_t* cell, float* place) const {
+        for (int64_t n = 0; n < tokens; n++) {
+            alignas(64) float in[CHUNK];
+            x.read(token + n, i, features, CHUNK, in);
+            if (i + CHUNK < shape.inputs) x.prefetch(token + n, i + CHUNK);
+            grid.locate(in, cell + n * CHUNK, place + n * CHUNK);
+            if (!paired) continue;
+            for (float* t = place + n * CHUNK; t < place + (n + 1) * CHUNK; t++) {
+                const uint32_t weights = bfloat16_pair(1 - *t, *t);
+                std::memcpy(t, &weights, 4);
+            }
+        }
+    }
+
+    void add_features(int64_t i, int features, int64_t tokens, int64_t output, int64_t output_end, const int32_t* cell,
+                      const float* place, int32_t* row, float* tile, float* sums) const {
+        int64_t stride = 0;
+        for_strips(output, output_end, most_vectors, [&](int64_t o, int count, int vectors) {
+            // With few tokens, read W where it lies: packing would read all G control points of each spline.
+            const bool in_place = (tokens < shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
+                                  count == vectors * LANES && features * shape.points * shape.outputs < INT32_MAX;
+            const int64_t row_length = in_place ? shape.outputs : vectors * LANES;
+            if (row_length != stride) {
+                stride = row_length;
+                for (int64_t n = 0; n < tokens; n++)
+                    for (int f = 0; f < features; f++)
+                        row[n * CHUNK + f] = int32_t((f * tile_rows + cell[n * CHUNK + f]) * stride);
+            }
+            if (!in_place) pack(i, features, o, count, vectors, tile);
+            const auto add = paired ? splines_adder<BFLOAT16_DOT>(vectors) : splines_adder<false>(vectors);
+            add(in_place ? weight.floats(i * shape.points, o) : tile, stride, row, place, features, tokens, i == 0,
+                sums + (o - output) * tokens);
+        });
+    }
+
+    void pack(int64_t i, int features, int64_t o, int count, int vectors, float* tile) const {
+        const int length = vectors * LANES;
+        if (!paired) {
+            for (int64_t r = 0; r < features * shape.points; r++)
+                weight.read(i * shape.points + r, o, count, length, tile + r * length);
+            return;
+        }
+        float ends[2][MOST_VECTORS * LANES];
+        for (int f = 0; f < features; f++) {
+            weight.read((i + f) * shape.points, o, count, length, ends[0]);
+            for (int64_t g = 0; g < tile_rows; g++, tile += length) {
+                const float *lower = ends[g % 2], *upper = ends[(g + 1) % 2];
+                weight.read((i + f) * shape.points + g + 1, o, count, length, ends[(g + 1) % 2]);
+                for (int k = 0; k < length; k++) {
+                    const uint32_t pair = bfloat16_pair(lower[k], upper[k]);
+                    std::memcpy(tile + k, &pair, 4);
+                }
+            }
+        }
+    }
+
+};
+
+}  // namespace

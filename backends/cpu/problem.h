@@ -1,0 +1,62 @@
+// What a call is about: its shapes, and the grid in which inputs are located.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vectors.h"
+
+namespace {
+
+struct Shape {  // mirrored in native_shape.py
+    int64_t tokens, inputs, points, outputs, threads;
+    int64_t x_half, weight_half, y_half;  // bfloat16 rather than float32; gradients are of the type of what they are of
+    double width;
+};
+
+// Calls body(first output, how many, how many vectors they fill) for strips that cover the outputs: as many vectors
+// wide as allowed while that many are left, then narrower ones, the last of them padded.
+template <typename Body>
+void for_strips(int64_t output, int64_t output_end, int most_vectors, Body body) {
+    for (int vectors = most_vectors; output < output_end; output += vectors * LANES) {
+        while (vectors > 1 && vectors * LANES > output_end - output) vectors /= 2;
+        body(output, int(std::min<int64_t>(vectors * LANES, output_end - output)), vectors);
+    }
+}
+
+// More threads than this much work is worth cost more than they save.
+inline int useful_threads(const Shape& shape) {
+    const double multiply_adds = 2.0 * shape.tokens * shape.inputs * shape.outputs;
+    return int(std::max(1.0, std::min(double(shape.threads), multiply_adds / 50000)));
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int CHUNK = 16;  // features located together: a cache line of x
+
+class Grid {
+  public:
+    Grid(int points, double width)
+        : half_width_(width / 2), spacing_(width / (points - 1)), inverse_(1 / spacing_), last_(points - 2) {}
+
+    float inverse_spacing() const { return float(inverse_); }
+
+    // Cells and places of CHUNK inputs. NaN falls in cell 0 with place NaN.
+    void locate(const float* __restrict x, int32_t* __restrict cell, float* __restrict place) const {
+        for (int k = 0; k < CHUNK; k++) {
+            // x / spacing, rounded as a division would (Markstein 1990) at a sixth of its time.
+            const double from_first = x[k] + half_width_, rough = from_first * inverse_;
+            const double rest = from_first - spacing_ * rough;
+            const double u = rough + (rest == rest ? rest : 0) * inverse_;  // infinity - infinity is NaN
+            const double from_zero = u > 0 ? u : 0;                         // also: NaN to 0
+            cell[k] = int32_t(from_zero < last_ ? from_zero : last_);
+            place[k] = float(u - cell[k]);
+        }
+    }
+
+  private:
+    double half_width_, spacing_, inverse_, last_;
+};
+
+}  // namespace

@@ -1,0 +1,78 @@
+// Vectors as wide as the CPU has them, and sums over their lanes.
+
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#define KEEP_IN_REGISTER(vector) asm("" : "+v"(vector))
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#define KEEP_IN_REGISTER(vector) asm("" : "+x"(vector))
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#define KEEP_IN_REGISTER(vector) asm("" : "+w"(vector))
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#define KEEP_IN_REGISTER(vector)  // otherwise: stops the compiler from loading one value from memory three times
+#endif
+#define KEEP_POINTER(pointer) asm("" : "+r"(pointer))  // base + constant addresses: cheaper than base + index
+constexpr int MOST_VECTORS = REGISTERS / 4;  // a strip of outputs: the backward holds three vectors for each of its
+
+// Whether bfloat16 is computed by vdpbf16ps, the lerp of 16 outputs in one instruction, rather than in float32. Off
+// unless asked for (-DBFLOAT16_DOT=1): Intel's Emerald Rapids issues one in two cycles, where two float32 multiply-adds
+// are faster, and with both weights rounded to bfloat16, inputs far outside the grid cancel badly.
+#ifndef BFLOAT16_DOT
+#define BFLOAT16_DOT 0
+#endif
+
+typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef float UnalignedVector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
+inline Vector splat(float value) {
+    Vector all = value - Vector{};  // not +, which is not exact for -0.0 and therefore not left out
+    KEEP_IN_REGISTER(all);
+    return all;
+}
+
+#if BFLOAT16_DOT
+// sum += the dot products of pairs of bfloat16: in each lane the values at both ends of a cell, and their two weights.
+inline void add_dots(Vector& sum, const float* pairs, uint32_t weights) {
+    typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
+    const Bits all = weights - Bits{};
+    asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const UnalignedVector*>(pairs)), "v"(all));
+}
+#else
+[[maybe_unused]] inline void add_dots(Vector&, const float*, uint32_t) {}
+#endif
+
+// Lane k of the result is the sum of lanes k and k ^ distance: of a where k & distance is 0, else of b.
+template <int distance, int... k>
+inline Vector fold(Vector a, Vector b, std::integer_sequence<int, k...>) {
+    constexpr auto swapped = [](int lane) { return lane & distance ? lane - distance + LANES : lane + distance; };
+    constexpr auto blended = [](int lane) { return lane & distance ? lane + LANES : lane; };
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, swapped(k)...) + __builtin_shufflevector(a, b, blended(k)...);
+#else
+    typedef int32_t Indices __attribute__((vector_size(LANES * 4)));
+    return __builtin_shuffle(a, b, Indices{swapped(k)...}) + __builtin_shuffle(a, b, Indices{blended(k)...});
+#endif
+}
+
+// The sum over the lanes of each of LANES vectors that lie one after the other.
+template <int count = LANES>
+inline Vector lane_sums(const float* vectors) {
+    if constexpr (count == 1)
+        return load(vectors);
+    else
+        return fold<count / 2>(lane_sums<count / 2>(vectors), lane_sums<count / 2>(vectors + count / 2 * LANES),
+                               std::make_integer_sequence<int, LANES>());
+}
+
+}  // namespace
