@@ -101,14 +101,8 @@ def main() -> None:
             flush=True,
         )
         summaries = summarize(curves, rival)
-        if arguments.output:  # after every seed: a race that is stopped has those that were done
-            done = race.shortened(len({curve.seed for curve in curves}), arguments.tune)
-            write_record(arguments, done, tuned, trials, curves, summaries)
+        keep(arguments, race.shortened(len({c.seed for c in curves}), arguments.tune), tuned, trials, curves, summaries)
     print_table(summaries, rival, arguments.equal)
-    if arguments.plot:
-        where = f"{machine_name('cpu')}, {arguments.threads} threads, torch {torch.__version__}"
-        title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
-        draw_race(curves, title, where).savefig(arguments.plot, dpi=DPI)
 
 
 Trials = list[tuple[Options, list[Curve]]]
@@ -164,7 +158,7 @@ def described(options: Options) -> str:
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
-def write_record(
+def keep(
     arguments: Arguments,
     race: Race,
     tuned: dict[str, Options],
@@ -172,6 +166,7 @@ def write_record(
     curves: list[Curve],
     summaries: list[Summary],
 ) -> None:
+    """Write the record and the picture, after every seed: a race that is stopped has the seeds that were done."""
     record = {
         "machine": machine_name("cpu"),
         "torch": torch.__version__,
@@ -183,8 +178,13 @@ def write_record(
         "summaries": [asdict(summary) for summary in summaries],
         "curves": [asdict(curve) for curve in curves],
     }
-    text = json.dumps(record, indent=1, allow_nan=False)
-    write_atomically(Path(arguments.output), lambda path: path.write_text(text + "\n"))
+    if arguments.output:
+        text = json.dumps(record, indent=1, allow_nan=False)
+        write_atomically(Path(arguments.output), lambda path: path.write_text(text + "\n"))
+    if arguments.plot:
+        where = f"{record['machine']}, {arguments.threads} threads, torch {torch.__version__}"
+        title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
+        draw_race(curves, title, where).savefig(arguments.plot, dpi=DPI)
 
 
 if __name__ == "__main__":
