@@ -67,8 +67,7 @@ class GPTConfig:
     token_shift: bool = False
     """Mix the token before, by learnt shares, into what the feed-forward layer (if gated, its gate alone) sees."""
     pair_rows: int = 0
-    """Rows of a table of embeddings for pairs, of a token and the one before it; 0: none. Fewer than there are pairs
-    share rows."""
+    """Rows of a table of embeddings for pairs, of a token and the one before it (0: none); too few are shared."""
     position: Literal["rope", "learned"] = "rope"
     """Rotary position embedding (Su et al. 2021), or learned positions as in GPT-2."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
