@@ -5,36 +5,32 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import backends
-from model import GPT
 from report import REPORT_FILE, write_report
-from sample import generate
 from training.batches import BatchSampler, evaluation_batches
 from training.dataset import Dataset, open_together
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
 from training.errors import UserError, end_at_once, exit_on_user_error
-from training.evaluation import EVALUATION_TOKENS, evaluate
+from training.evaluation import evaluate
 from training.interrupt import StopRequest, must_stop
+from training.model_building import build_model
 from training.optimizer import make_optimizer, set_learning_rate
-from training.parallel import ParallelModel, check_shardable
+from training.parallel import ParallelModel
 from training.progress import Stopwatch, duration, progress_line
 from training.randomness import seed_step
 from training.run import Run, command, open_run
 from training.run_facts import write_facts
 from training.run_writer import RunWriter
+from training.samples import write_sample
 from training.schedule import learning_rate
 from training.spline_training import SplineTraining
 from training.spline_watch import SplineWatch
 from training.token_file import DataChanged
 from training.tracker import Tracker
-
-SAMPLE_SEED, SAMPLE_TEMPERATURE = 1337, 0.8
 
 
 @exit_on_user_error
@@ -347,50 +343,6 @@ class Trainer:
         print(f"sample:  {command('sample.py', str(directory))}")
         if (directory / REPORT_FILE).is_file():
             print(f"report:  {directory / REPORT_FILE} (open it in a browser)", flush=True)
-
-
-def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT:
-    """The model that a run goes on with, with the grids of its step (not yet with saved parameters).
-
-    On its device (with fsdp on the CPU, to be sharded from there). UserError if the vocabulary or the chosen backend
-    does not fit.
-    """
-    config, tokenizer = run.config, dataset.tokenizer
-    if config.fsdp:
-        check_shardable(device, world)
-    if run.source is None and 0 < config.vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"vocab_size {config.vocab_size} is below the {tokenizer.vocab_size} of {config.dataset}; use 0 or more"
-        )
-    model_config = config.model_config(tokenizer.vocab_size)
-    try:
-        if config.ffn == "kan":
-            width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
-            for stage in config.stages():
-                problem = backends.Problem(width, stage.points, width, device.device, tokens)
-                backends.choose(config.kan_impl, problem)
-        model = run.source.build(model_config, tokenizer) if run.source is not None else GPT(model_config)
-        model = model if config.fsdp else model.to(device.device)
-        splines = SplineTraining(model, config)
-        if run.state is None:
-            splines.begin(dataset.tokens("train"))
-        splines.refine(run.state["step"] if run.state else 0)
-        return model
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def write_sample(model: GPT, dataset: Dataset, directory: Path, step: int, length: int) -> None:
-    """A sample with a fixed seed, so that the samples of a run show how it learns: samples/step_NNNNNN.txt."""
-    was_training = model.training
-    model.eval()
-    generator = torch.Generator().manual_seed(SAMPLE_SEED)
-    start = [int(dataset.tokens("val").shards[0][0])]
-    tokens = list(generate(model, start, length, SAMPLE_TEMPERATURE, 0, 1.0, generator, dataset.tokenizer.vocab_size))
-    model.train(was_training)
-    folder = directory / "samples"
-    folder.mkdir(exist_ok=True)
-    (folder / f"step_{step:06d}.txt").write_text(dataset.tokenizer.decode(start + tokens) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 import train
 from backends import BACKENDS
+from model import GPT
 from tests.runs import (
     STEPS,
     assert_one_sentence,
@@ -135,15 +136,15 @@ def assert_saved_parameters_are_finite(run: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, bad: float, step: int
 ) -> None:
-    forward, calls = train.GPT.forward, 0
+    forward, calls = GPT.forward, 0
 
-    def failing(self: train.GPT, tokens: Any, targets: Any = None, cache: Any = None) -> Any:
+    def failing(self: GPT, tokens: Any, targets: Any = None, cache: Any = None) -> Any:
         nonlocal calls
         logits, loss = forward(self, tokens, targets, cache)
         calls += self.training
         return logits, loss * bad if loss is not None and calls > step else loss
 
-    monkeypatch.setattr(train.GPT, "forward", failing)
+    monkeypatch.setattr(GPT, "forward", failing)
     result = call(train.main, *options(dataset, tmp_path / "run"))
     assert_one_sentence(result, f"step {step + 1} ", str(bad), "--learning_rate")
     if step:
@@ -315,7 +316,7 @@ def test_whatever_wandb_does_the_run_goes_on(
     assert len(read_metrics(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("failing", ["generate", "take_all", "SplinePictures", "write_report"])
+@pytest.mark.parametrize("failing", ["write_sample", "take_all", "SplinePictures", "write_report"])
 def test_a_failing_picture_or_sample_does_not_stop_the_run(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -323,9 +324,9 @@ def test_a_failing_picture_or_sample_does_not_stop_the_run(
         raise ValueError("nothing to see")
 
     monkeypatch.setattr(train if hasattr(train, failing) else spline_watch, failing, fail)
-    result = call(train.main, *options(dataset, tmp_path, splines=failing != "generate", report=True))
+    result = call(train.main, *options(dataset, tmp_path, splines=failing != "write_sample", report=True))
     times = {
-        "generate": 3,
+        "write_sample": 3,
         "take_all": 4,
         "SplinePictures": 1,
         "write_report": 1,

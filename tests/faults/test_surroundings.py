@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import train
+from model import GPT
 from tests.runs import (
     STEPS,
     assert_one_sentence,
@@ -106,9 +107,9 @@ def test_data_that_change_under_a_run_end_it_with_one_sentence(
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], gradients_only: bool = False) -> None:
     """Let the loss, or its gradient alone, of these training steps be no number."""
-    forward, calls = train.GPT.forward, 0
+    forward, calls = GPT.forward, 0
 
-    def poisoned(self: train.GPT, tokens: Any, targets: Any = None, cache: Any = None) -> Any:
+    def poisoned(self: GPT, tokens: Any, targets: Any = None, cache: Any = None) -> Any:
         nonlocal calls
         logits, loss = forward(self, tokens, targets, cache)
         calls += self.training
@@ -119,7 +120,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], gradients_only: boo
                 loss = loss * math.nan
         return logits, loss
 
-    monkeypatch.setattr(train.GPT, "forward", poisoned)
+    monkeypatch.setattr(GPT, "forward", poisoned)
 
 
 @pytest.mark.parametrize("gradients_only", [False, True])

@@ -1,0 +1,45 @@
+"""The model that a run goes on with: new, from its source, or with the grids that its checkpoint has."""
+
+from __future__ import annotations
+
+import backends
+from model import GPT
+from training.dataset import Dataset
+from training.device import Device
+from training.distributed import World
+from training.errors import UserError
+from training.evaluation import EVALUATION_TOKENS
+from training.parallel import check_shardable
+from training.run import Run
+from training.spline_training import SplineTraining
+
+
+def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT:
+    """With the grids of the run's step, but not yet with saved parameters.
+
+    On its device (with fsdp on the CPU, to be sharded from there). UserError if the vocabulary or the chosen backend
+    does not fit.
+    """
+    config, tokenizer = run.config, dataset.tokenizer
+    if config.fsdp:
+        check_shardable(device, world)
+    if run.source is None and 0 < config.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"vocab_size {config.vocab_size} is below the {tokenizer.vocab_size} of {config.dataset}; use 0 or more"
+        )
+    model_config = config.model_config(tokenizer.vocab_size)
+    try:
+        if config.ffn == "kan":
+            width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
+            for stage in config.stages():
+                problem = backends.Problem(width, stage.points, width, device.device, tokens)
+                backends.choose(config.kan_impl, problem)
+        model = run.source.build(model_config, tokenizer) if run.source is not None else GPT(model_config)
+        model = model if config.fsdp else model.to(device.device)
+        splines = SplineTraining(model, config)
+        if run.state is None:
+            splines.begin(dataset.tokens("train"))
+        splines.refine(run.state["step"] if run.state else 0)
+        return model
+    except ValueError as error:
+        raise UserError(str(error)) from error
