@@ -40,12 +40,14 @@ class StopRequest:
         return self.signal_name is not None
 
     def agree(self, world: World) -> bool:
-        """Whether to stop after this step; every process must ask, and all of them hear of a signal that one got."""
-        if world.size > 1:
-            number = world.max(self.exit_code)
-            if number and not self:
-                self._note(number - 128)
-        return bool(self)
+        """Whether to stop after this step; every process must ask, and all of them hear of a signal that one got.
+
+        One that comes while they are asking counts the next time: the others do not know of it yet.
+        """
+        number = world.max(self.exit_code)
+        if number and not self:
+            self._note(number - 128)
+        return number > 0
 
     def _note(self, number: int) -> None:
         self.signal_name = signal.Signals(number).name

@@ -1,0 +1,34 @@
+"""Stop requests: processes that ask together stop together, whenever the signal comes."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from training.distributed import World
+from training.interrupt import StopRequest, must_stop
+
+
+@dataclass(frozen=True)
+class Meeting(World):
+    """One of two processes. `during` happens while they ask each other; the other one has `others` exit code."""
+
+    size: int = 2
+    others: int = 0
+    during: Callable[[], None] = field(default=lambda: None)
+
+    def max(self, value: int) -> int:
+        self.during()
+        return max(value, self.others)
+
+
+@pytest.mark.parametrize("comes", ["before", "meanwhile", "to the other"])
+def test_no_process_stops_before_the_others_know(comes: str) -> None:
+    with StopRequest() as stop:
+        if comes == "before":
+            signal.raise_signal(signal.SIGUSR1)
+        during = (lambda: signal.raise_signal(signal.SIGUSR1)) if comes == "meanwhile" else lambda: None
+        others = 128 + signal.SIGUSR1 if comes == "to the other" else 0
+        assert must_stop(stop, Meeting(others=others, during=during)) == (comes != "meanwhile")
+        assert must_stop(stop, Meeting()) and stop.signal_name == "SIGUSR1" and stop.exit_code == 128 + signal.SIGUSR1
