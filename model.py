@@ -174,7 +174,7 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        """All (B, heads, T, head_dim). CPUs never do it in bfloat16, seven times as slow there (bench/attention.py)."""
+        """All (B, heads, T, head_dim). CPUs never do it in bfloat16, four times as slow there (bench/attention.py)."""
         on_cpu = v.device.type == "cpu"
         if on_cpu and v.dtype is not torch.float64:
             q, k, v = q.float(), k.float(), v.float()

@@ -17,6 +17,7 @@ import torch
 
 from bench import nanogpt
 from bench.machine import machine_name
+from bench.outputs import check_outputs
 from bench.peer_blocks import register
 from bench.peers import load_peers
 from bench.race import Curve, Options, Race, Summary, run_side_by_side, summarize
@@ -27,7 +28,6 @@ from training.files import write_atomically
 from training.options import OptionParser
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
-FORMATS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,9 @@ class Arguments:
             raise ValueError(f"equal must be steps or time; got {self.equal!r}")
         if min(self.max_iters, self.num_seeds) < 0 or not 1 <= self.threads <= 1024:
             raise ValueError("max_iters and num_seeds must not be negative, and threads from 1 to 1024")
-        if self.plot and not self.plot.endswith(FORMATS):
-            raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
+        check_outputs(self.output, self.plot)
         if self.nanogpt:
             nanogpt.check_checkout(Path(self.nanogpt))
-        for path in filter(None, (self.output, self.plot)):
-            if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-                raise ValueError(f"{path} cannot be written: it is a folder, or is in one that does not exist")
 
 
 @exit_on_user_error

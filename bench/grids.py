@@ -20,6 +20,7 @@ import torch
 
 from bench.grids_plot import draw_grids
 from bench.machine import machine_name
+from bench.outputs import check_outputs
 from bench.race import run_side_by_side
 from figures import DPI
 from training.config import Config, parse
@@ -31,7 +32,6 @@ USAGE = (
     "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
 )
 RECIPE = "configs/shakespeare_char_cpu.toml"
-FORMATS = (".png", ".pdf", ".svg")
 COMMON: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True}
 COMMON |= {"kan_block": "plain", "spline_width": 4.0}
 COMMON |= {"compile": False, "splines": False, "sample_tokens": 0}
@@ -60,11 +60,7 @@ class Arguments:
     """A picture of these runs (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
-        if self.plot and not self.plot.endswith(FORMATS):
-            raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
-        for path in filter(None, (self.output, self.plot)):
-            if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-                raise ValueError(f"{path} cannot be written: it is a folder, or is in one that does not exist")
+        check_outputs(self.output, self.plot)
 
 
 @dataclass

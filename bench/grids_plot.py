@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.layer_plot import moved_apart
-from bench.race_plot import COLORS, DASHES, STYLE, style_axes
+from bench.race_plot import COLORS, DASHES, STYLE, draw_band, label_ends, style_axes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from bench.grids import Entry
@@ -40,7 +37,7 @@ def draw_grids(entries: Sequence[Entry], where: str) -> Figure:
     for method, color in colors.items():
         own = {grid: chosen(entries, method, grid) for grid in grids}
         last = {grid: [entry.losses[-1] for entry in runs] for grid, runs in own.items() if runs}
-        lines[method] = draw_band(finals, list(last), list(last.values()), color, "-"), color
+        lines[method] = draw_band(finals, list(last), list(last.values()), color, "-", "o"), color
     label_ends(finals, max(grids), lines)
     lines = {}
     for grid, dashes in zip(dict.fromkeys((grids[0], grids[-1])), DASHES[1:], strict=False):
@@ -58,23 +55,3 @@ def draw_grids(entries: Sequence[Entry], where: str) -> Figure:
 
 def chosen(entries: Sequence[Entry], method: str, grid: int) -> list[Entry]:
     return [entry for entry in entries if (entry.method, entry.grid) == (method, grid)]
-
-
-def draw_band(axes: Axes, x: Sequence[int], losses: Sequence[Sequence[float]], color: str, dashes: str) -> float:
-    """One line: losses of all seeds for each x. Returns its last mean."""
-    means = [statistics.mean(at) for at in losses]
-    marker = "o" if len(x) < 8 and axes.get_xscale() == "log" else ""
-    axes.plot(x, means, color=color, linestyle=dashes, linewidth=1.6, marker=marker, markersize=3.5)
-    axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.13, lw=0)
-    return means[-1]
-
-
-def label_ends(axes: Axes, x: int, lines: Mapping[str, tuple[float, str]]) -> None:
-    """Each line's name and last loss at its right end, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    names = sorted(lines, key=lambda name: lines[name][0])
-    places = moved_apart([lines[name][0] for name in names], 0.055 * (high - low))
-    lift = max(0.0, low + 0.02 * (high - low) - places[0])  # clear of the numbers under the axis
-    for name, y in zip(names, places, strict=True):
-        at, color = lines[name]
-        axes.text(x, y + lift, f"   {name} {at:.3f}", color=color, fontsize=8, va="center", clip_on=False)

@@ -22,8 +22,9 @@ import torch
 import backends
 from bench.case import DTYPES, Case
 from bench.contestants import Contestant, line_up, require_rivals
-from bench.layer_plot import FORMATS, HOW_TO_READ, draw_times, panels
+from bench.layer_plot import HOW_TO_READ, draw_times, panels
 from bench.machine import Peaks, cpu_name, gpu_record, machine_name, measure_peaks
+from bench.outputs import check_outputs
 from bench.peers import load_peers
 from bench.result import Measurement, Result, header
 from bench.timing import Passes, take_turns
@@ -96,14 +97,10 @@ class Options:
         for impl in self.impl_list():
             if impl not in backends.IMPLS:
                 raise ValueError(f"impls must be all, or some of {', '.join(backends.IMPLS)}; got {impl!r}")
-        if self.plot and not self.plot.endswith(FORMATS):
-            raise ValueError(f"plot must end with one of {', '.join(FORMATS)}; got {self.plot!r}")
+        check_outputs(self.output, self.plot)
         cases = self.cases()
         if self.plot and not panels(cases):
             raise ValueError("a plot needs two grids, or one width with two numbers of tokens")
-        for path in filter(None, (self.output, self.plot)):
-            if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-                raise ValueError(f"{path} cannot be written: it is a folder, or is in one that does not exist")
 
     def cases(self) -> list[Case]:
         tokens, widths = integers("tokens", self.tokens, at_least=1), integers("widths", self.widths, at_least=1)

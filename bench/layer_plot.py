@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE = STYLES["light"]
-FORMATS = (".png", ".pdf", ".svg")
 HOW_TO_READ = "Grey: faster than the measured peaks of arithmetic and memory allow."
 USUAL_GRID = 8  # with which the layer has the parameters of a GPT's MLP
 LIMIT = "at this machine's peaks"  # of arithmetic and memory: no spline layer can be faster

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.layer_plot import moved_apart
@@ -38,19 +38,18 @@ def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
         style_axes(axes, label)
     for axes in (steps, seconds):
         axes.set_ylim(lowest - 0.03 * (ceiling - lowest), ceiling)
+    lines: dict[str, tuple[float, str]] = {}
     for name in names:
         color, dashes = styles[name]
         own = [curve for curve in curves if curve.contestant == name]
         losses = list(zip(*(curve.losses for curve in own), strict=True))
-        means = [statistics.mean(at) for at in losses]
         times = [statistics.mean(at) for at in zip(*(curve.seconds for curve in own), strict=True)]
         for axes, x in ((steps, own[0].steps), (seconds, times)):
-            axes.plot(x, means, color=color, linestyle=dashes, linewidth=1.6)
-            axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.13, lw=0)
+            lines[name] = draw_band(axes, x, losses, color, dashes), color
         last = [curve.losses[-1] for curve in own]
         sizes.plot([own[0].parameters / 1e6] * len(last), last, "o", color=color, markersize=4.5, alpha=0.75)
     sizes.xaxis.set_major_locator(MaxNLocator(3))
-    label_ends(steps, curves, {name: styles[name][0] for name in names}, ceiling - lowest)
+    label_ends(steps, max(curve.steps[-1] for curve in curves), lines)
     return figure
 
 
@@ -65,12 +64,22 @@ def style_axes(axes: Axes, label: str) -> None:
     axes.spines["bottom"].set_color(STYLE.rule)
 
 
-def label_ends(axes: Axes, curves: Sequence[Curve], colors: dict[str, str], height: float) -> None:
+def draw_band(
+    axes: Axes, x: Sequence[float], losses: Sequence[Sequence[float]], color: str, dashes: str, marker: str = ""
+) -> float:
+    """One line: losses of all seeds for each x. Returns its last mean."""
+    means = [statistics.mean(at) for at in losses]
+    axes.plot(x, means, color=color, linestyle=dashes, linewidth=1.6, marker=marker, markersize=3.5)
+    axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.13, lw=0)
+    return means[-1]
+
+
+def label_ends(axes: Axes, x: int, lines: Mapping[str, tuple[float, str]]) -> None:
     """Each line's name and last loss at its right end, moved apart where they would overlap."""
-    ends = {name: statistics.mean(c.losses[-1] for c in curves if c.contestant == name) for name in colors}
-    names = sorted(ends, key=lambda name: ends[name])
-    places = moved_apart([ends[name] for name in names], 0.062 * height)
-    last = max(curve.steps[-1] for curve in curves)
+    low, high = axes.get_ylim()
+    names = sorted(lines, key=lambda name: lines[name][0])
+    places = moved_apart([lines[name][0] for name in names], 0.06 * (high - low))
+    lift = max(0.0, low + 0.02 * (high - low) - places[0])  # clear of the numbers under the axis
     for name, y in zip(names, places, strict=True):
-        text = f"  {name} {ends[name]:.3f}"
-        axes.text(last, y, text, color=colors[name], fontsize=8, va="center", clip_on=False)
+        at, color = lines[name]
+        axes.text(x, y + lift, f"  {name} {at:.3f}", color=color, fontsize=8, va="center", clip_on=False)

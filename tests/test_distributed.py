@@ -35,8 +35,14 @@ from training.checkpoint import list_steps, load_checkpoint, read_state
 from training.distributed import share_of_step
 from training.errors import UserError
 
-HARD = {"batch_size": 4, "gradient_accumulation_steps": 2, "kan_init": "random_normal", "n_layer": 2, "log_interval": 1}
-HARD |= {"pair_rows": 50}
+HARD = {
+    "batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "kan_init": "random_normal",
+    "n_layer": 2,
+    "log_interval": 1,
+    "pair_rows": 50,
+}
 WHOLE_SPLIT = {"eval_iters": 0}
 RANDOM = {"dropout": 0.2, "optimizer": "muon"}
 STOP = 6
