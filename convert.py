@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tyro
 
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
 from training.checkpoint import FORMAT, find_checkpoint, read_state
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
 from training.sealed_file import write_sealed
 
 USAGE = "python convert.py OUT_DIR [--key value …]"

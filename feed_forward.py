@@ -6,17 +6,10 @@ With `token_shift` the gates of gated ones see a mix of the token and the one be
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from kan_layer import KANLayer
-
-if TYPE_CHECKING:
-    from model import GPTConfig
 
 
 class MLP(nn.Module):
@@ -63,12 +56,13 @@ class SwiGLU(nn.Module):
 class GatedSplines(nn.Module):
     """Linear(KANLayer(x) ⊙ Linear(x)): learnt directions beside the learnt functions of given ones."""
 
-    def __init__(self, config: GPTConfig, hidden: int) -> None:
+    def __init__(self, splines: nn.Module, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
+        """`splines` maps width → hidden."""
         super().__init__()
-        self.splines = spline_layer(config, hidden, "random_normal")
-        self.c_gate = nn.Linear(config.n_embd, hidden, bias=config.bias)
-        self.norm = hidden_norm(config, hidden)
-        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.splines = splines
+        self.c_gate = nn.Linear(width, hidden, bias=bias)
+        self.norm = norm or nn.Identity()
+        self.c_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor, gate_input: Tensor | None = None) -> Tensor:
         gate = self.c_gate(x if gate_input is None else gate_input)
@@ -91,42 +85,17 @@ class TokenShift(nn.Module):
         return torch.lerp(x, torch.cat((first, x[:, :-1]), dim=1), self.share)
 
 
-def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
-    """n_embd → `outputs`."""
-    return KANLayer(
-        config.n_embd,
-        outputs,
-        init=usual_init if config.kan_init == "auto" else config.kan_init,
-        **spline_options(config),
-    )
-
-
-def spline_options(config: GPTConfig) -> dict[str, Any]:
-    """What all spline layers of a model have in common, as keyword arguments of KANLayer."""
-    return {
-        "num_control_points": config.num_control_points,
-        "spline_width": config.spline_width,
-        "impl": config.kan_impl,
-        "variant": config.kan_variant,
-        "zero_centred": config.kan_zero_centred,
-    }
-
-
-def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
-    return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
-
-
 class AttentionGate(nn.Module):
     """A factor for each feature of attention's output, from the block's input; at the start 1, or about 1.
 
-    Splines where the feed-forward layer is made of them, else twice the sigmoid of a linear layer (Qiu et al. 2025).
+    Given splines, one more than these; given a linear layer, twice its sigmoid (Qiu et al. 2025).
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, splines: nn.Module | None = None, linear: nn.Linear | None = None) -> None:
+        """One of the two, width → width."""
         super().__init__()
-        width = config.n_embd
-        self.splines = spline_layer(config, width, "zero") if config.ffn == "kan" else None
-        self.c_gate = nn.Linear(width, width, bias=config.bias) if config.ffn != "kan" else None
+        self.splines = splines
+        self.c_gate = linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -134,45 +103,3 @@ class AttentionGate(nn.Module):
             return 1 + self.splines(x)
         assert self.c_gate is not None
         return 2 * self.c_gate(x).sigmoid()
-
-
-def stored_points(config: GPTConfig) -> int:
-    """Parameters of one spline."""
-    return config.num_control_points - config.kan_zero_centred
-
-
-def hidden_width(config: GPTConfig, matrices: int) -> int:
-    """Of a layer with that many matrices of n_embd x hidden parameters: as config says, or equal parameters.
-
-    Equal to those of the 4x MLP (or, for ffn_match, of plain splines), less what an attention gate has.
-    """
-    multiple = stored_points(config) if config.ffn_match else 8  # of n_embd² parameters in all
-    if config.attention_gate:
-        multiple -= stored_points(config) if config.ffn == "kan" else 1
-    return config.ffn_hidden or max(1, round(multiple * config.n_embd / matrices))
-
-
-def kan(config: GPTConfig) -> nn.Module:
-    if config.kan_block == "plain":
-        return spline_layer(config, config.n_embd, "zero")
-    return GatedSplines(config, hidden_width(config, matrices=stored_points(config) + 2))
-
-
-def mlp(config: GPTConfig, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:
-    hidden = hidden_width(config, matrices=2)
-    return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), activation)
-
-
-def swiglu(config: GPTConfig) -> nn.Module:
-    hidden = hidden_width(config, matrices=3)
-    return SwiGLU(config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
-
-
-# By the name that `--ffn` takes. A benchmark may add the layers of others.
-FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
-    "kan": kan,
-    "mlp": mlp,
-    "mlp_tanh": partial(mlp, activation=partial(F.gelu, approximate="tanh")),  # as in GPT-2
-    "relu2": partial(mlp, activation=relu_squared),
-    "swiglu": swiglu,
-}

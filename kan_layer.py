@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import backends
-from parametrisation import VARIANTS, Parametrisation, widest_dtype
-from regrid import Grid, fitted_width, second_differences
+from pictures.page import chosen_style
+from pictures.sheets import DPI, draw_snapshot
+from splines.checks import check_choice, check_integer, check_middle, check_width
+from splines.grid import Array, Grid, fitted_width, second_differences
+from splines.parametrisation import VARIANTS, Parametrisation, widest_dtype
+from splines.snapshot import Snapshot, take
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Where = str | Callable[[str, nn.Module], bool]
 
 INITS = ("random_normal", "identity", "zero")
 
@@ -38,8 +45,9 @@ class KANLayer(nn.Module):
         num_control_points: knots per spline, G ≥ 2.
         spline_width: width of the grid, in units of the input; > 0.
         impl: how it is computed, a name from `backends.IMPLS`; "auto" takes the fastest that can run here.
-        variant: the parametrisation of the control points, a name from `parametrisation.VARIANTS`. "B-spline" stores
-            them as they are; in the others `weight`, (I, G, O) too, holds coefficients of another basis along the grid.
+        variant: the parametrisation of the control points, a name from `splines.parametrisation.VARIANTS`.
+            "B-spline" stores them as they are; in the others `weight`, (I, G, O) too, holds coefficients of another
+            basis along the grid.
         bias: add a learnable constant to each output. None, the default, means where zero_centred: other splines can
             represent it themselves.
         zero_centred: every spline is zero at the centre of the grid and its middle control point is not stored, which
@@ -104,7 +112,7 @@ class KANLayer(nn.Module):
         """Make every spline a straight line through 0. slopes: (I, O)."""
         wide = slopes.to(widest_dtype(slopes.device))
         knots = torch.from_numpy(self.grid.knots()).to(wide)
-        self.weight.copy_(self.parametrisation.coefficients(wide.unsqueeze(1) * knots.unsqueeze(1)))
+        self.set_control_points(wide.unsqueeze(1) * knots.unsqueeze(1))
 
     @property
     def grid(self) -> Grid:
@@ -126,6 +134,14 @@ class KANLayer(nn.Module):
     def control_points(self) -> Tensor:
         """Values of every spline at its knots, (in_features, G, out_features); differentiable."""
         return self.parametrisation.control_points(self.weight)
+
+    @torch.no_grad()
+    def set_control_points(self, values: Tensor) -> None:
+        """Give the splines these values at their knots, (I, G, O), whatever the layer stores for them.
+
+        With zero_centred the values at the middle knot must be zero.
+        """
+        self.weight.copy_(self.parametrisation.coefficients(values.to(self.weight.device)))
 
     def smoothness_penalty(self) -> Tensor:
         """Mean squared second difference of the control points; differentiable. 0 where G is 2."""
@@ -257,6 +273,32 @@ class KANLayer(nn.Module):
         """The backend that `impl` stands for on this device."""
         return self._backend.name
 
+    def snapshot(
+        self, activations: Tensor | None = None, tokens: Tensor | None = None, number: int = 0, name: str = ""
+    ) -> Snapshot:
+        """This layer and what reaches it as plain arrays, which all that draws or sums up splines works on.
+
+        `activations`: (*, in_features), and `tokens`, (*), those that they belong to. `number` and `name` tell the
+        layer from others of its model. Raises ValueError for activations of another width or that are not finite.
+        """
+        seen = None if tokens is None else tokens.cpu().numpy()
+        points = to_numpy(self.control_points())  # (I, G, O)
+        return take(points, self.spline_width, self.rows(activations), seen, number, name)
+
+    def rows(self, activations: Tensor | None) -> Array | None:
+        """Activations (*, I) as an array (M, I); None when there are none. ValueError for a wrong width or NaN."""
+        if activations is None or activations.numel() == 0:
+            return None
+        if activations.shape[-1] != self.in_features:
+            raise ValueError(
+                f"the last dimension of activations must be in_features={self.in_features}; "
+                f"got shape {tuple(activations.shape)}"
+            )
+        rows = to_numpy(activations).reshape(-1, self.in_features)  # (*, I) → (M, I)
+        if not np.isfinite(rows).all():
+            raise ValueError("activations must be finite; got NaN or infinity")
+        return rows
+
     def plot(
         self,
         inputs: int | Sequence[int] | None = None,
@@ -275,10 +317,19 @@ class KANLayer(nn.Module):
         `activations`, (*, in_features), puts the histogram of what reaches each spline behind it and weighs curvature
         with use. `style` is "light", "dark" or "print" (black ink alone). Saved to `save_path` if given, as pixels
         (.png) or vectors (.svg, .pdf); shown in a window only if `show`.
-        """
-        import figures
 
-        return figures.plot_layer(self, inputs, outputs, everything, activations, save_path, show, style)
+        Raises ValueError for a feature that is not there, for more named splines than fit on a sheet, for activations
+        that are not finite or not (*, in_features), and for an unknown style.
+        """
+        colors = chosen_style(style)
+        figure = draw_snapshot(self.snapshot(activations), inputs, outputs, everything, style=colors, show=show)
+        if save_path is not None:
+            figure.savefig(save_path, dpi=DPI)
+        if show:
+            import matplotlib.pyplot as plt
+
+            plt.show()
+        return figure
 
     def visualize_all_mappings(self, save_path: str | PathLike[str] | None = None) -> Figure:
         """Draw every spline of the layer as one sheet, inputs down and outputs across."""
@@ -292,31 +343,6 @@ class KANLayer(nn.Module):
         )
 
 
-def check_integer(name: str, value: object, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}; got {value!r}")
-
-
-def check_width(value: object) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"spline_width must be a finite number above 0; got {value!r}")
-
-
-def check_middle(name: str, zero_centred: bool, num_control_points: int, variant: str) -> None:
-    if zero_centred and num_control_points % 2 == 0:
-        raise ValueError(
-            f"{name} needs an odd num_control_points, so that one is in the middle; got {num_control_points}"
-        )
-    if zero_centred and variant != "B-spline":
-        raise ValueError(f"{name} needs the variant B-spline, which has a middle control point; got {variant!r}")
-
-
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-
-
 def is_linear(module: nn.Module) -> bool:
     """Whether it is an nn.Linear, or the Conv1D of transformers (which need not be installed)."""
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
@@ -328,3 +354,36 @@ def linear_slopes(linear: nn.Module) -> Tensor:
         raise ValueError(f"from_linear takes an nn.Linear or a Conv1D of transformers; got {type(linear).__name__}")
     weight = linear.get_parameter("weight").detach()
     return weight.t() if isinstance(linear, nn.Linear) else weight
+
+
+def to_numpy(values: Tensor) -> Array:
+    return values.detach().float().cpu().numpy()
+
+
+def swap_linears(module: nn.Module, where: Where = "*", **options: Any) -> list[str]:
+    """Replace linear layers within `module` by spline layers that compute the same; returns their names.
+
+    `where`: a pattern of names like "blocks.*.ffn.c_fc" (several with commas between), or a function of name and layer
+    that says whether to replace it. `options` are those of `KANLayer.from_linear`. A weight that a layer shares with
+    others is not shared any more. An optimizer made before has to be made again.
+
+    Raises ValueError, and changes nothing, if no layer matches or the options are not possible.
+    """
+    linears = [(name, part) for name, part in module.named_modules(remove_duplicate=False) if is_linear(part)]
+    chosen = [(name, linear) for name, linear in linears if name and _matches(where, name, linear)]
+    if not chosen:
+        there = ", ".join(name or "the module itself" for name, _ in linears[:8]) or "none"
+        raise ValueError(f"no linear layer matches {where!r}; there are {there}{' …' if len(linears) > 8 else ''}")
+    made: dict[nn.Module, KANLayer] = {}  # a layer that is used twice stays one layer
+    for _, linear in chosen:
+        if linear not in made:
+            made[linear] = KANLayer.from_linear(linear, **options)
+    for name, linear in chosen:
+        module.set_submodule(name, made[linear])
+    return [name for name, _ in chosen]
+
+
+def _matches(where: Where, name: str, linear: nn.Module) -> bool:
+    if callable(where):
+        return where(name, linear)
+    return any(fnmatchcase(name, pattern.strip()) for pattern in where.split(","))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from functools import partial
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 
 from backends import IMPLS
 from embeddings import PairEmbedding, RotaryEmbedding
-from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift, spline_options
-from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
-from swap import swap_linears
+from feed_forward import MLP, AttentionGate, GatedSplines, SwiGLU, TokenShift, relu_squared
+from kan_layer import KANLayer, swap_linears
+from splines.checks import check_choice, check_integer, check_middle, check_width
+from splines.parametrisation import VARIANTS
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -109,6 +112,88 @@ class GPTConfig:
             check_choice(name, getattr(self, name), get_args(get_type_hints(GPTConfig)[name]))
 
 
+def normalization(config: GPTConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=1e-5)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
+def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
+    """n_embd → `outputs`."""
+    return KANLayer(
+        config.n_embd,
+        outputs,
+        init=usual_init if config.kan_init == "auto" else config.kan_init,
+        **spline_options(config),
+    )
+
+
+def spline_options(config: GPTConfig) -> dict[str, Any]:
+    """What all spline layers of a model have in common, as keyword arguments of KANLayer."""
+    return {
+        "num_control_points": config.num_control_points,
+        "spline_width": config.spline_width,
+        "impl": config.kan_impl,
+        "variant": config.kan_variant,
+        "zero_centred": config.kan_zero_centred,
+    }
+
+
+def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
+    return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
+
+
+def attention_gate(config: GPTConfig) -> AttentionGate:
+    """Splines where the feed-forward layer is made of them, else a linear layer."""
+    if config.ffn == "kan":
+        return AttentionGate(splines=spline_layer(config, config.n_embd, "zero"))
+    return AttentionGate(linear=nn.Linear(config.n_embd, config.n_embd, bias=config.bias))
+
+
+def stored_points(config: GPTConfig) -> int:
+    """Parameters of one spline."""
+    return config.num_control_points - config.kan_zero_centred
+
+
+def hidden_width(config: GPTConfig, matrices: int) -> int:
+    """Of a layer with that many matrices of n_embd x hidden parameters: as config says, or equal parameters.
+
+    Equal to those of the 4x MLP (or, for ffn_match, of plain splines), less what an attention gate has.
+    """
+    multiple = stored_points(config) if config.ffn_match else 8  # of n_embd² parameters in all
+    if config.attention_gate:
+        multiple -= stored_points(config) if config.ffn == "kan" else 1
+    return config.ffn_hidden or max(1, round(multiple * config.n_embd / matrices))
+
+
+def kan(config: GPTConfig) -> nn.Module:
+    if config.kan_block == "plain":
+        return spline_layer(config, config.n_embd, "zero")
+    hidden = hidden_width(config, matrices=stored_points(config) + 2)
+    splines = spline_layer(config, hidden, "random_normal")
+    return GatedSplines(splines, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+
+
+def mlp(config: GPTConfig, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:
+    hidden = hidden_width(config, matrices=2)
+    return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), activation)
+
+
+def swiglu(config: GPTConfig) -> nn.Module:
+    hidden = hidden_width(config, matrices=3)
+    return SwiGLU(config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+
+
+# By the name that `--ffn` takes. A benchmark may add the layers of others.
+FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
+    "kan": kan,
+    "mlp": mlp,
+    "mlp_tanh": partial(mlp, activation=partial(F.gelu, approximate="tanh")),  # as in GPT-2
+    "relu2": partial(mlp, activation=relu_squared),
+    "swiglu": swiglu,
+}
+
+
 class KVCache:
     """Keys and values of the tokens seen so far: one static buffer a layer, (B, heads, block_size, head_dim).
 
@@ -149,7 +234,7 @@ class CausalSelfAttention(nn.Module):
             RotaryEmbedding(config.n_embd // config.n_head, config.block_size) if config.position == "rope" else None
         )
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.gate = AttentionGate(config) if config.attention_gate else None
+        self.gate = attention_gate(config) if config.attention_gate else None
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -187,12 +272,6 @@ class CausalSelfAttention(nn.Module):
 def causal_mask(new: int, past: int, device: torch.device) -> Tensor:
     """Which of past+new keys each of the new queries sees: (new, past+new), True where it does."""
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
-
-
-def normalization(config: GPTConfig) -> nn.Module:
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=1e-5)
-    return nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
 class Block(nn.Module):

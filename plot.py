@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from basis_figure import draw_basis
-from figures import SHEET_SPLINES, capitalized, chosen_features, draw_snapshot
-from film import write_film
-from page import STYLES, chosen_style
-from spline_snapshot import Snapshot, take_all
-from spline_views import edge_importance, varied_top, view_splines
-from training.batches import Batch
-from training.checkpoint import LoadedCheckpoint, list_steps, load_checkpoint, step_path
-from training.dataset import Dataset, ensure_prepared
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
-from training.pictures import SplinePictures, picture_batches, save_picture
-from training.spline_records import SplineRecords
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from pictures.film import write_film
+from pictures.hats import draw_basis
+from pictures.page import STYLES, chosen_style
+from pictures.run_pictures import SplinePictures, save_picture
+from pictures.sheets import SHEET_SPLINES, capitalized, draw_snapshot
+from splines.choice import chosen_features, layers_to_draw, parse_features
+from splines.records import SplineRecords
+from splines.snapshot import Snapshot
+from splines.views import edge_importance, varied_top, view_splines
+from training.run_splines import run_directory, splines_at
 
 USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
 FORMATS = (".png", ".pdf", ".svg")
@@ -61,8 +59,8 @@ class Options:
             raise UserError("--output names one picture; say which with --layer")
         if self.output and not self.film and self.output.suffix.lower() not in FORMATS:
             raise UserError(f"--output must end in {', '.join(FORMATS)}; got {self.output}")
-        features(self.inputs, "inputs")
-        features(self.outputs, "outputs")
+        parse_features(self.inputs, "inputs")
+        parse_features(self.outputs, "outputs")
 
 
 @exit_on_user_error
@@ -87,7 +85,7 @@ def draw(options: Options) -> list[Path]:
         return [path]
     if options.film:
         return [draw_film(options)]
-    step, run, snapshots = look(options.out_dir, options.step)
+    step, run, snapshots = splines_at(options.out_dir, options.step)
     layers = layers_to_draw(snapshots, options.layer)
     if options.layer is None and not options.everything:
         folder = SplinePictures(run, STYLES[options.style]).draw(step, snapshots, options.count)
@@ -97,7 +95,7 @@ def draw(options: Options) -> list[Path]:
 
 def draw_layer(options: Options, step: int, run: Path, snapshot: Snapshot) -> Path:
     """One sheet of a layer, on the run's axes where they are wider than it needs."""
-    inputs, outputs = features(options.inputs, "inputs"), features(options.outputs, "outputs")
+    inputs, outputs = parse_features(options.inputs, "inputs"), parse_features(options.outputs, "outputs")
     heading = f"{capitalized(snapshot.name)}, step {step:,} · "
     limit = SplinePictures(run).axes().spline_limit
     style = STYLES[options.style]
@@ -121,8 +119,8 @@ def draw_film(options: Options) -> Path:
     edges: list[tuple[int, list[tuple[int, int]]]] = []
     for layer in layers:
         importance = edge_importance(last[layer])
-        rows = chosen_features("inputs", features(options.inputs, "inputs"), last[layer].inputs)
-        columns = chosen_features("outputs", features(options.outputs, "outputs"), last[layer].outputs)
+        rows = chosen_features("inputs", parse_features(options.inputs, "inputs"), last[layer].inputs)
+        columns = chosen_features("outputs", parse_features(options.outputs, "outputs"), last[layer].outputs)
         chosen = importance[rows][:, columns]
         both = options.inputs and options.outputs
         count = chosen.size if both else -(-options.count // len(layers))
@@ -136,67 +134,6 @@ def draw_film(options: Options) -> Path:
     title = f"How splines of layer {options.layer} formed" if options.layer is not None else "How splines formed"
     write_film(path, frames, title, STYLES[options.style])
     return path
-
-
-def features(text: str, name: str) -> list[int] | None:
-    """The features that "3,17" names; None for "", which names none. UserError for what is not that."""
-    if not text:
-        return None
-    numbers = text.replace(" ", "").split(",")
-    if not all(number.isdecimal() for number in numbers):
-        raise UserError(f"{name} must be numbers of features, as in 3 or 3,17; got {text!r}")
-    return [int(number) for number in numbers]
-
-
-def look(path: Path, which: str) -> tuple[int, Path, list[Snapshot]]:
-    """The step, the run's directory and the spline layers there: of a checkpoint, or of a record that outlived it."""
-    run = run_directory(path)
-    records = SplineRecords(run)
-    recorded = records.steps()
-    newest = recorded[-1] if recorded and not list_steps(run) else -1  # latest, if there are no checkpoints
-    at = int(which) if which.isdecimal() else newest if which == "latest" else -1
-    if at in recorded and path.is_dir() and not step_path(run, at).is_file():
-        return at, run, records.read(at)
-    checkpoint = load_checkpoint(path, which)
-    step = checkpoint.step
-    if not checkpoint.model.spline_layers():
-        raise UserError(f"{path} has no splines to draw: its model was trained with ffn={checkpoint.config.ffn}")
-    if step in recorded and all(snapshot.is_whole for snapshot in records.read(step)):
-        return step, run, records.read(step)
-    snapshots = take_all(checkpoint.model, validation_batches(checkpoint))
-    if step not in recorded:
-        records.write(step, snapshots)
-    return step, run, snapshots
-
-
-def layers_to_draw(snapshots: Sequence[Snapshot], layer: int | None) -> list[int]:
-    """Numbers of the spline layers that the user wants to see."""
-    if layer is None:
-        return list(range(len(snapshots)))
-    if not 0 <= layer < len(snapshots):
-        raise UserError(f"layer must be from 0 to {len(snapshots) - 1}; got {layer}")
-    return [layer]
-
-
-def validation_batches(checkpoint: LoadedCheckpoint) -> list[Batch]:
-    """Enough of the run's validation data for the histograms; [], and a sentence, if it is not there any more."""
-    config = checkpoint.config
-    try:
-        dataset = Dataset.open(ensure_prepared(config.dataset), verify=False)
-        if dataset.tokenizer.to_metadata() != checkpoint.tokenizer.to_metadata():
-            raise UserError(f"dataset {config.dataset} has another vocabulary than the checkpoint")
-        return picture_batches(dataset.tokens("val"), config.block_size)
-    except UserError as error:
-        print(f"the pictures have no histograms: {error}", flush=True)
-        return []
-
-
-def run_directory(path: Path) -> Path:
-    """The run that a path is, or that a checkpoint file belongs to; the file's own folder if it lies elsewhere."""
-    if path.is_dir():
-        return path
-    folder = path.resolve().parent
-    return folder.parent if folder.name == "checkpoints" else folder
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import tyro
 
-from spline_views import SplineView, most_curved
-from training.errors import UserError, exit_on_user_error
-from training.files import write_atomically
-from training.options import OptionParser
-from training.spline_records import SplineRecords
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from common.files import write_atomically
+from splines.records import SplineRecords
+from splines.views import SplineView, most_curved
+from training.run_splines import splines_at
 from webpage.build import STRIP_SPLINES, build_page
 from webpage.packing import pack
 from webpage.run_data import read_run
@@ -75,12 +76,10 @@ def strip_splines(records: SplineRecords) -> list[SplineView]:
 
 def record_if_missing(out_dirs: Sequence[Path]) -> None:
     """For runs that were trained with --splines False: record the splines of the newest checkpoint now."""
-    from plot import look
-
     for directory in out_dirs:
         if read_run(directory).config.ffn == "kan" and not SplineRecords(directory).steps():
             try:
-                look(directory, "latest")
+                splines_at(directory, "latest")
             except UserError as error:
                 print(f"{directory}: no splines to show ({error})", flush=True)
 

@@ -11,12 +11,14 @@ import torch
 import tyro
 from torch import Tensor
 
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from corpus.dataset import Dataset
+from corpus.tokenizer import Tokenizer
 from model import GPT
 from training.checkpoint import load_checkpoint
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
-from training.tokenizer import Tokenizer
 
+SEED, TEMPERATURE = 1337, 0.8  # of the samples that training writes
 USAGE = "python sample.py OUT_DIR [--prompt TEXT] [--key value …]"
 
 
@@ -157,6 +159,19 @@ def filter_top_p(probabilities: Tensor, p: float) -> Tensor:
     ordered, indices = probabilities.sort(descending=True)
     before = ordered.cumsum(0) - ordered  # what the likelier tokens have together
     return torch.zeros_like(probabilities).scatter(0, indices, ordered.where(before < p, 0.0))
+
+
+def write_sample(model: GPT, dataset: Dataset, directory: Path, step: int, length: int) -> None:
+    """A sample with a fixed seed, so that the samples of a run show how it learns: samples/step_NNNNNN.txt."""
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(SEED)
+    start = [int(dataset.tokens("val").shards[0][0])]
+    tokens = list(generate(model, start, length, TEMPERATURE, 0, 1.0, generator, dataset.tokenizer.vocab_size))
+    model.train(was_training)
+    folder = directory / "samples"
+    folder.mkdir(exist_ok=True)
+    (folder / f"step_{step:06d}.txt").write_text(dataset.tokenizer.decode(start + tokens) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import tyro
 
-import simplification
-from figures import chosen_features
+from common.command_line import OptionParser, command
+from common.errors import UserError, exit_on_user_error
+from common.files import write_atomically
+from corpus.dataset import Dataset, ensure_prepared
+from kan_layer import KANLayer
 from model import GPT
-from plot import features, layers_to_draw, look, run_directory, validation_batches
-from spline_snapshot import as_rows, layer_inputs
-from spline_views import edge_importance, varied_top, view_splines
-from symbolic import best_fit
+from splines import simplification
+from splines.choice import chosen_features, layers_to_draw, parse_features
+from splines.formulas import best_fit
+from splines.views import edge_importance, varied_top, view_splines
+from training.activations import layer_inputs
 from training.checkpoint import LoadedCheckpoint, load_checkpoint, read_state, save_checkpoint
 from training.config import save
-from training.dataset import Dataset, ensure_prepared
 from training.device import choose_device
-from training.errors import UserError, exit_on_user_error
 from training.evaluation import evaluate
-from training.files import write_atomically
-from training.options import OptionParser
-from training.run import CONFIG_FILE, command
+from training.run import CONFIG_FILE
+from training.run_splines import run_directory, splines_at, validation_batches
 
 USAGE = "python simplify.py OUT_DIR [--tolerance T] [--fit N] [--key value …]"
 
@@ -119,14 +121,24 @@ def simplified(checkpoint: LoadedCheckpoint, tolerance: float) -> tuple[GPT, lis
         raise UserError(f"simplifying needs the dataset {checkpoint.config.dataset}, to see what reaches the splines")
     shares = []
     for layer, x in zip(model.spline_layers(), inputs, strict=True):
-        rows = as_rows(layer, x)
+        rows = layer.rows(x)
         assert rows is not None
         seen = simplification.moments(rows, layer.num_control_points, layer.spline_width)
         plan = simplification.plan(layer.control_points().detach().float().numpy(), seen, tolerance)
-        simplification.replace(layer, plan)
+        apply(plan, layer)
         curved, straight, removed = (int(part.sum()) for part in (plan.kept, plan.straight, plan.removed))
         shares.append(Shares(curved, straight, removed, layer.num_control_points))
     return model, shares
+
+
+@torch.no_grad()
+def apply(plan: simplification.Replacements, layer: KANLayer) -> None:
+    """Put the planned lines and zeros into `layer`."""
+    points, knots = (values.detach().double().cpu().numpy() for values in (layer.control_points(), layer.knots()))
+    values, gain = simplification.replace(points, knots, plan, layer.bias is not None, layer.zero_centred)
+    layer.set_control_points(torch.from_numpy(values))
+    if layer.bias is not None:
+        layer.bias.add_(torch.from_numpy(gain).to(layer.bias))
 
 
 def describe(shares: Sequence[Shares]) -> None:
@@ -161,15 +173,15 @@ def write_run(checkpoint: LoadedCheckpoint, model: GPT, output: Path) -> None:
 
 def print_fits(options: Options) -> None:
     """A table of splines, the formulas that come closest, and how close."""
-    step, _, snapshots = look(options.out_dir, options.step)
+    step, _, snapshots = splines_at(options.out_dir, options.step)
     print(f"step {step}; R² is the part of a spline's variation, over the activations, that its formula explains")
     print("layer  input → output     R²   formula")
     layers = layers_to_draw(snapshots, options.layer)
     for layer in layers:
         snapshot = snapshots[layer]
         try:
-            rows = chosen_features("inputs", features(options.inputs, "inputs"), snapshot.inputs)
-            columns = chosen_features("outputs", features(options.outputs, "outputs"), snapshot.outputs)
+            rows = chosen_features("inputs", parse_features(options.inputs, "inputs"), snapshot.inputs)
+            columns = chosen_features("outputs", parse_features(options.outputs, "outputs"), snapshot.outputs)
         except ValueError as error:
             raise UserError(str(error)) from error
         count = -(-options.fit // len(layers)) or len(rows) * len(columns)

@@ -9,27 +9,28 @@ from typing import Any
 
 import torch
 
+from common.command_line import command
+from common.errors import UserError, end_at_once, exit_on_user_error
+from corpus.batches import BatchSampler, evaluation_batches
+from corpus.dataset import Dataset
+from corpus.token_file import DataChanged
 from report import REPORT_FILE, write_report
-from training.batches import BatchSampler, evaluation_batches
-from training.dataset import Dataset, open_together
+from sample import write_sample
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
-from training.errors import UserError, end_at_once, exit_on_user_error
 from training.evaluation import evaluate
 from training.interrupt import StopRequest, must_stop
-from training.model_building import build_model
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel
 from training.progress import Stopwatch, duration, progress_line
 from training.randomness import seed_step
-from training.run import Run, command, open_run
+from training.run import Run, open_run
 from training.run_facts import write_facts
 from training.run_writer import RunWriter
-from training.samples import write_sample
 from training.schedule import learning_rate
+from training.setup import build_model, open_together
 from training.spline_training import SplineTraining
 from training.spline_watch import SplineWatch
-from training.token_file import DataChanged
 from training.tracker import Tracker
 
 

@@ -4,106 +4,23 @@ Every backend is a function `spline_sum(x, control_points, spline_width, dtype)`
 x (N, I) of any floating dtype, control_points (I, G, O), → y (N, O) in `dtype`. All agree with `reference`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from backends import amx, csr, dense, embedding, embedding_bag, native, reference, semi_structured, triton
+from backends.problem import Backend, Problem, SplineSum, why_no_gather
 
-import torch
-from torch import Tensor
-
-from backends import amx, csr, dense, embedding, embedding_bag, native, native_build, reference, semi_structured, triton
-
-SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
-
-# Backends that write out the control points of every (token, feature) pair stop being a good idea above this.
-LARGEST_GATHER_BYTES = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What has to be computed: the layer's shape and where it runs. `tokens` is the N of a step, where known."""
-
-    in_features: int
-    num_control_points: int
-    out_features: int
-    device: torch.device
-    tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One way to compute the layer.
-
-    `why_not(problem)` is the reason why it cannot do so here, or None; `but(problem)` what to know where it can.
-    """
-
-    name: str
-    spline_sum: SplineSum
-    why_not: Callable[[Problem], str | None]
-    but: Callable[[Problem], str | None] = lambda problem: None
-
-
-def _runs_anywhere(problem: Problem) -> str | None:
-    return None
-
-
-def _gather_fits(problem: Problem) -> str | None:
-    needed = (problem.tokens or 0) * problem.in_features * problem.out_features * 4 * 2
-    if needed > LARGEST_GATHER_BYTES:
-        return (
-            f"it gathers two rows of {problem.out_features} values for each of {problem.tokens} tokens and "
-            f"{problem.in_features} features, {needed / 2**30:.0f} GiB in all (at most "
-            f"{LARGEST_GATHER_BYTES / 2**30:.0f} GiB is allowed)"
-        )
-    return None
-
-
-def _sparse_matmul_exists(problem: Problem) -> str | None:
-    if problem.device.type == "cpu" and not torch.backends.mkl.is_available():
-        return "this PyTorch is built without MKL, which holds the sparse matrix products for CPUs"
-    if problem.device.type not in ("cpu", "cuda"):
-        return f"PyTorch has no CSR matrix products on {problem.device.type}"
-    if problem.in_features * problem.num_control_points >= 2**31:
-        return "in_features x num_control_points does not fit the int32 column indices"
-    return None
-
-
-def _kernel_can_be_built(problem: Problem) -> str | None:
-    if problem.device.type != "cpu":
-        return f"it is for CPUs, and the layer is on {problem.device.type}"
-    return native_build.why_not()
-
-
-def _has_matrix_units(problem: Problem) -> str | None:
-    if problem.device.type == "cpu" and not amx.is_supported():
-        return "this CPU has no AMX, or this PyTorch cannot tell"
-    return _kernel_can_be_built(problem)
-
-
-def _is_sparse(problem: Problem) -> str | None:
-    return semi_structured.why_not(problem.num_control_points)
-
-
-def _writes_zeros(problem: Problem) -> str | None:
-    reason = semi_structured.why_dense(problem.in_features, problem.out_features, problem.device)
-    return reason and f"with its zeros written out, as {reason}"
-
-
-def _triton_runs(problem: Problem) -> str | None:
-    return triton.why_not(problem.device)
-
+__all__ = ["ALIASES", "BACKENDS", "IMPLS", "Backend", "Problem", "SplineSum", "availability", "choose"]
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("reference", reference.spline_sum, _gather_fits),
-        Backend("embedding_bag", embedding_bag.spline_sum, _runs_anywhere),
-        Backend("embedding", embedding.spline_sum, _gather_fits),
-        Backend("csr", csr.spline_sum, _sparse_matmul_exists),
-        Backend("dense", dense.spline_sum, _runs_anywhere),
-        Backend("native", native.spline_sum, _kernel_can_be_built),
-        Backend("amx", amx.spline_sum, _has_matrix_units),
-        Backend("semi_structured", semi_structured.spline_sum, _is_sparse, _writes_zeros),
-        Backend("triton", triton.spline_sum, _triton_runs),
+        Backend("reference", reference.spline_sum, why_no_gather),
+        Backend("embedding_bag", embedding_bag.spline_sum),
+        Backend("embedding", embedding.spline_sum, why_no_gather),
+        Backend("csr", csr.spline_sum, csr.why_not),
+        Backend("dense", dense.spline_sum),
+        Backend("native", native.spline_sum, native.why_not),
+        Backend("amx", amx.spline_sum, amx.why_not),
+        Backend("semi_structured", semi_structured.spline_sum, semi_structured.why_not, semi_structured.caveat),
+        Backend("triton", triton.spline_sum, triton.why_not),
     )
 }
 ALIASES = {"sparse_matmul_csr": "csr"}
@@ -134,8 +51,8 @@ def choose(impl: str, problem: Problem) -> tuple[Backend, str]:
     if reason is not None:
         usable = [name for name, missing in availability(problem).items() if missing is None]
         raise ValueError(f"impl {impl!r} cannot be used here: {reason}; use auto or one of {', '.join(usable)}")
-    but = backend.but(problem)
-    return backend, "asked for" + (f"; {but}" if but else "")
+    caveat = backend.caveat(problem)
+    return backend, "asked for" + (f"; {caveat}" if caveat else "")
 
 
 KERNELS = {"cpu": ("native", "auto: the fastest on CPUs"), "cuda": ("triton", "auto: made for tensor cores")}

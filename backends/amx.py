@@ -14,11 +14,18 @@ from torch import Tensor
 from backends import native, native_build
 from backends.native_shape import addresses, shape_of
 from backends.operators import operator
+from backends.problem import Problem
 
 
 def is_supported() -> bool:
     """Whether this CPU has AMX, as far as PyTorch can tell."""
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # private: it may go
+
+
+def why_not(problem: Problem) -> str | None:
+    if problem.device.type == "cpu" and not is_supported():
+        return "this CPU has no AMX, or this PyTorch cannot tell"
+    return native.why_not(problem)
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:

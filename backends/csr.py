@@ -10,8 +10,19 @@ import warnings
 import torch
 from torch import Tensor
 
-from backends.grid import accumulation_dtype, flat_rows, interleave, locate
+from backends.cells import accumulation_dtype, flat_rows, interleave, locate
 from backends.operators import operator
+from backends.problem import Problem
+
+
+def why_not(problem: Problem) -> str | None:
+    if problem.device.type == "cpu" and not torch.backends.mkl.is_available():
+        return "this PyTorch is built without MKL, which holds the sparse matrix products for CPUs"
+    if problem.device.type not in ("cpu", "cuda"):
+        return f"PyTorch has no CSR matrix products on {problem.device.type}"
+    if problem.in_features * problem.num_control_points >= 2**31:
+        return "in_features x num_control_points does not fit the int32 column indices"
+    return None
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backends.grid import accumulation_dtype, find_cell, knot_units
+from backends.cells import accumulation_dtype, find_cell, knot_units
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:

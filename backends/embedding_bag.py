@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.grid import accumulation_dtype, flat_rows, interleave, locate
+from backends.cells import accumulation_dtype, flat_rows, interleave, locate
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:

@@ -12,8 +12,15 @@ from torch import Tensor
 from backends import embedding_bag, native_build
 from backends.native_shape import Shape, addresses, shape_of
 from backends.operators import operator
+from backends.problem import Problem
 
 _NARROW = (torch.float32, torch.bfloat16)  # what the kernel reads and writes
+
+
+def why_not(problem: Problem) -> str | None:
+    if problem.device.type != "cpu":
+        return f"it is for CPUs, and the layer is on {problem.device.type}"
+    return native_build.why_not()
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:

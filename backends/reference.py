@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from backends.grid import accumulation_dtype, locate
+from backends.cells import accumulation_dtype, locate
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from backends import dense
-from backends.grid import accumulation_dtype, knot_units
+from backends.cells import accumulation_dtype, knot_units
+from backends.problem import Problem
 
 POINTS = 5
 OUTER = (0, 1, 3, 4)  # all control points but the middle one
@@ -33,11 +34,15 @@ HALF = (torch.bfloat16, torch.float16)
 TOKENS, FEATURES, OUTPUTS = 32, 16, 8
 
 
-def why_not(num_control_points: int) -> str | None:
-    """Why such splines are not 2:4 sparse, or None."""
-    if num_control_points == POINTS:
+def why_not(problem: Problem) -> str | None:
+    if problem.num_control_points == POINTS:
         return None
-    return f"2:4 sparsity needs num_control_points {POINTS}, and the layer has {num_control_points}"
+    return f"2:4 sparsity needs num_control_points {POINTS}, and the layer has {problem.num_control_points}"
+
+
+def caveat(problem: Problem) -> str | None:
+    reason = why_dense(problem.in_features, problem.out_features, problem.device)
+    return reason and f"with its zeros written out, as {reason}"
 
 
 def why_dense(in_features: int, out_features: int, device: torch.device) -> str | None:

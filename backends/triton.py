@@ -16,14 +16,19 @@ import torch
 from torch import Tensor
 
 from backends import embedding_bag, triton_tiles
-from backends.grid import knot_units
+from backends.cells import knot_units
+from backends.problem import Problem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_PARTIAL_BYTES = 2**28  # of gradients of W that are summed over parts of the tokens
 
 
-def why_not(device: torch.device) -> str | None:
-    """Why the kernels cannot run on `device`, or None."""
+def why_not(problem: Problem) -> str | None:
+    return why_not_on(problem.device)
+
+
+def why_not_on(device: torch.device) -> str | None:
+    """The reason why the kernels cannot run on `device`, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     if interpreted():
@@ -166,7 +171,7 @@ class _Launch:
             raise ValueError(f"triton computes in float32, bfloat16 or float16; got {', '.join(map(str, dtypes))}")
         if interpreted() and torch.bfloat16 in dtypes:
             raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there")
-        reason = why_not(x.device)
+        reason = why_not_on(x.device)
         if reason is not None:
             raise ValueError(f"triton cannot be used here: {reason}")
 

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.machine import machine_name
-from bench.timing import take_turns
-from training.errors import exit_on_user_error
-from training.options import OptionParser
+from bench.shared.machine import machine_name
+from bench.shared.timing import take_turns
+from common.command_line import OptionParser
+from common.errors import exit_on_user_error
 
 USAGE = "python bench/attention.py [--key value …]"
 

@@ -25,10 +25,10 @@ if __name__ == "__main__":
 import numpy as np
 import numpy.typing as npt
 
-from parametrisation import VARIANTS, basis
-from regrid import Grid
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from splines.grid import Grid
+from splines.parametrisation import VARIANTS, basis
 
 USAGE = "python bench/conditioning.py [--grids 8,129 --weights 1e-4,1]"
 Array = npt.NDArray[Any]

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 import torch
 
 from backends import native_build
-from bench.machine import machine_name
-from bench.timing import seconds
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
+from bench.shared.machine import machine_name
+from bench.shared.timing import seconds
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
 
 USAGE = "python bench/cpu_limits.py [--key value …]"
 SOURCE = Path(__file__).with_suffix(".cpp")

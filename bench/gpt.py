@@ -15,17 +15,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 
 import torch
 
-from bench import nanogpt
-from bench.machine import machine_name
-from bench.outputs import check_outputs
-from bench.peer_blocks import register
-from bench.peers import load_peers
-from bench.race import Curve, Options, Race, Summary, run_side_by_side, summarize
-from bench.race_plot import draw_race
-from figures import DPI
-from training.errors import exit_on_user_error
-from training.files import write_atomically
-from training.options import OptionParser
+from bench.shared import nanogpt
+from bench.shared.machine import machine_name
+from bench.shared.outputs import check_outputs
+from bench.shared.peer_blocks import register
+from bench.shared.peers import load_peers
+from bench.shared.race import Curve, Options, Race, Summary, run_side_by_side, summarize
+from bench.shared.race_plot import draw_race
+from common.command_line import OptionParser
+from common.errors import exit_on_user_error
+from common.files import write_atomically
+from pictures.sheets import DPI
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
 

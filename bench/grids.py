@@ -8,29 +8,33 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bench.grids_plot import draw_grids
-from bench.machine import machine_name
-from bench.outputs import check_outputs
-from bench.race import run_side_by_side
-from figures import DPI
+from bench.shared.machine import machine_name
+from bench.shared.outputs import check_outputs
+from bench.shared.race import run_side_by_side
+from bench.shared.race_plot import COLORS, DASHES, STYLE, draw_band, label_ends, style_axes
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from common.files import write_atomically
+from pictures.sheets import DPI
 from training.config import Config, parse
-from training.errors import UserError, exit_on_user_error
-from training.files import write_atomically
-from training.options import OptionParser
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 USAGE = (
     "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
 )
+SHOWN = 0.75  # of the way from the lowest of the last losses to the highest of the first
 RECIPE = "configs/shakespeare_char_cpu.toml"
 COMMON: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True}
 COMMON |= {"kan_block": "plain", "spline_width": 4.0}
@@ -180,6 +184,48 @@ def print_table(entries: list[Entry]) -> None:
             spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
             cells.append(f"{statistics.mean(losses):>9.4f} ±{spread:.4f}" if losses else f"{'–':>17}")
         print(f"{method:32}" + "".join(cells))
+
+
+def draw_grids(entries: Sequence[Entry], where: str) -> Figure:
+    """Lines are means over seeds, bands go from the lowest to the highest."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    methods = list(dict.fromkeys(entry.method for entry in entries))
+    colors = {method: COLORS[k % len(COLORS)] for k, method in enumerate(methods)}
+    grids = sorted({entry.grid for entry in entries})
+    figure = Figure(figsize=(12.6, 4.6), facecolor="white")
+    figure.text(0.04, 0.94, "Loss by the number of control points", fontsize=13, weight="bold", color=STYLE.ink)
+    figure.text(0.04, 0.89, "Validation loss, mean and range over seeds", fontsize=9, color=STYLE.muted)
+    figure.text(0.04, 0.85, where, fontsize=8, color=STYLE.muted)
+    finals, curves = (figure.add_axes((x, 0.13, w, 0.66)) for x, w in ((0.05, 0.32), (0.52, 0.3)))
+    style_axes(finals, "control points")
+    style_axes(curves, "steps")
+    finals.set_xscale("log", base=2)
+    finals.set_xticks(grids, [str(grid) for grid in grids])
+    finals.xaxis.set_minor_locator(NullLocator())
+    lines: dict[str, tuple[float, str]] = {}
+    for method, color in colors.items():
+        own = {grid: chosen(entries, method, grid) for grid in grids}
+        last = {grid: [entry.losses[-1] for entry in runs] for grid, runs in own.items() if runs}
+        lines[method] = draw_band(finals, list(last), list(last.values()), color, "-", "o"), color
+    label_ends(finals, max(grids), lines)
+    lines = {}
+    for grid, dashes in zip(dict.fromkeys((grids[0], grids[-1])), DASHES[1:], strict=False):
+        for method, color in colors.items():
+            runs = chosen(entries, method, grid)
+            if runs:
+                losses = [list(at) for at in zip(*(run.losses for run in runs), strict=True)]
+                lines[f"{method}, G={grid}"] = draw_band(curves, runs[0].steps, losses, color, dashes), color
+    lowest = min(at for at, _ in lines.values())
+    highest = max(entry.losses[0] for entry in entries)
+    curves.set_ylim(lowest - 0.03 * (highest - lowest), lowest + SHOWN * (highest - lowest))
+    label_ends(curves, max(entry.steps[-1] for entry in entries), lines)
+    return figure
+
+
+def chosen(entries: Sequence[Entry], method: str, grid: int) -> list[Entry]:
+    return [entry for entry in entries if (entry.method, entry.grid) == (method, grid)]
 
 
 if __name__ == "__main__":

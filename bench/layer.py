@@ -20,18 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 import torch
 
 import backends
-from bench.case import DTYPES, Case
-from bench.contestants import Contestant, line_up, require_rivals
-from bench.layer_plot import HOW_TO_READ, draw_times, panels
-from bench.machine import Peaks, cpu_name, gpu_record, machine_name, measure_peaks
-from bench.outputs import check_outputs
-from bench.peers import load_peers
-from bench.result import Measurement, Result, header
-from bench.timing import Passes, take_turns
-from figures import DPI
-from training.errors import exit_on_user_error
-from training.files import write_atomically
-from training.options import OptionParser
+from bench.shared.case import DTYPES, Case
+from bench.shared.contestants import Contestant, line_up, require_rivals
+from bench.shared.layer_plot import HOW_TO_READ, draw_times, panels
+from bench.shared.machine import Peaks, cpu_name, gpu_record, machine_name, measure_peaks
+from bench.shared.outputs import check_outputs
+from bench.shared.peers import load_peers
+from bench.shared.result import Measurement, Result, header
+from bench.shared.timing import Passes, take_turns
+from common.command_line import OptionParser
+from common.errors import exit_on_user_error
+from common.files import write_atomically
+from pictures.sheets import DPI
 
 USAGE = "python bench/layer.py [--key value …]"
 LARGEST = 2**31 - 1  # of the numbers that make a shape

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 import numpy as np
 import torch
 
-from bench.machine import machine_name
-from bench.victim import Victim
-from training.dataset_writer import DatasetWriter
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
-from training.tokenizer import CharTokenizer
+from bench.shared.machine import machine_name
+from bench.shared.victim import Victim
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from corpus.tokenizer import CharTokenizer
+from corpus.writer import DatasetWriter
 
 USAGE = "python bench/memory.py [--key value …]"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz"

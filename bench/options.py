@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends import BACKENDS, Problem, SplineSum
-from backends.grid import flat_rows, interleave, locate
-from bench.machine import machine_name
-from bench.timing import Median, take_turns
-from training.errors import exit_on_user_error
-from training.options import OptionParser
+from backends.cells import flat_rows, interleave, locate
+from bench.shared.machine import machine_name
+from bench.shared.timing import Median, take_turns
+from common.command_line import OptionParser
+from common.errors import exit_on_user_error
 
 USAGE = "python bench/options.py [--key value …]"
 SPLINE_WIDTH = 4.0

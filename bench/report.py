@@ -19,18 +19,19 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
-from bench.chromium import Browser, why_not
-from bench.machine import machine_name
+from bench.shared.chromium import Browser, why_not
+from bench.shared.machine import machine_name
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from corpus.dataset import Dataset, ensure_prepared
+from pictures.run_pictures import SplinePictures
 from report import write_report
+from splines.records import SplineRecords
 from training.checkpoint import load_checkpoint
-from training.dataset import Dataset, ensure_prepared
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
-from training.pictures import SplinePictures
-from training.spline_records import SplineRecords
+from training.metrics import read_metrics
 from training.spline_watch import SplineWatch
 from training.tracker import Tracker
-from webpage.run_data import read_lines, read_run
+from webpage.run_data import read_run
 
 USAGE = "python bench/report.py RUN [--key value …]"
 HOVER_MS = 3000
@@ -108,7 +109,7 @@ def time_recording(options: Options) -> float:
 
 
 def time_between_evaluations(run: Path) -> float:
-    steps = [line["step_ms"] for line in read_lines(run) if line.get("step_ms")]
+    steps = [line["step_ms"] for line in read_metrics(run) if line.get("step_ms")]
     if not steps:
         raise UserError(f"{run} has no timed steps in its metrics.jsonl; train longer")
     return statistics.median(steps) / 1000 * read_run(run).config.eval_interval

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 
 import torch
 
-from bench.machine import machine_name
-from bench.victim import Victim
+from bench.shared.machine import machine_name
+from bench.shared.victim import Victim
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from corpus.dataset import Dataset, ensure_prepared
 from model import GPT, GPTConfig
 from training.config import parse
-from training.dataset import Dataset, ensure_prepared
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
 
 USAGE = "python bench/scaling.py [--key value …]"
 ROOT = Path(__file__).resolve().parents[1]

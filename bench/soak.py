@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 import numpy as np
 import torch
 
-from bench.machine import machine_name
-from bench.victim import Victim
+from bench.shared.machine import machine_name
+from bench.shared.victim import Victim
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from corpus.tokenizer import CharTokenizer
+from corpus.writer import DatasetWriter
 from training.checkpoint import checkpoint_folder, list_steps, read_state, step_of
-from training.dataset_writer import DatasetWriter
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
-from training.tokenizer import CharTokenizer
 
 USAGE = "python bench/soak.py [--key value …]"
 # Small, but with everything that a resume could get wrong.

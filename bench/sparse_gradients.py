@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import backends
-from backends.grid import flat_rows, interleave, locate
-from bench.machine import machine_name
-from bench.timing import take_turns
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
+from backends.cells import flat_rows, interleave, locate
+from bench.shared.machine import machine_name
+from bench.shared.timing import take_turns
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
 
 USAGE = "python bench/sparse_gradients.py [--tokens 16,768 --grids 8,64]"
 SPLINE_WIDTH = 4.0

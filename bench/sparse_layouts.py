@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 import torch
 from torch import Tensor
 
-from backends.grid import flat_rows, interleave, locate
-from bench.machine import machine_name
-from bench.timing import in_one_line, take_turns
-from training.errors import exit_on_user_error
-from training.options import OptionParser
+from backends.cells import flat_rows, interleave, locate
+from bench.shared.machine import machine_name
+from bench.shared.timing import in_one_line, take_turns
+from common.command_line import OptionParser
+from common.errors import exit_on_user_error
 
 USAGE = "python bench/sparse_layouts.py [--key value …]"
 SPLINE_WIDTH = 4.0

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 
 import torch
 
-from bench import nanogpt
-from bench.machine import machine_name
-from training.dataset import Dataset, ensure_prepared
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
+from bench.shared import nanogpt
+from bench.shared.machine import machine_name
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
+from corpus.dataset import Dataset, ensure_prepared
 
 USAGE = "python bench/speedrun.py [--key value …]"
 ROOT = Path(__file__).resolve().parents[1]

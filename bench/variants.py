@@ -18,12 +18,12 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from bench.machine import machine_name
-from bench.timing import take_turns
+from bench.shared.machine import machine_name
+from bench.shared.timing import take_turns
+from common.command_line import OptionParser
+from common.errors import UserError, exit_on_user_error
 from model import GPT, GPTConfig
-from parametrisation import basis, mirrored_product
-from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
+from splines.parametrisation import basis, mirrored_product
 
 USAGE = "python bench/variants.py [--grids 8,16 --batch_size 12]"
 # Of those with a matrix each takes as long as the others.

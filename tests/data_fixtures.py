@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.dataset_writer import DatasetWriter
-from training.tokenizer import CharTokenizer
+from corpus.tokenizer import CharTokenizer
+from corpus.writer import DatasetWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SHAKESPEARE = ROOT.parent / "shared/data/tinyshakespeare/input.txt"

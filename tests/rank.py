@@ -7,9 +7,9 @@ import sys
 import traceback
 from pathlib import Path
 
+from common.errors import UserError, end_at_once
 from tests.runs import train_until
 from training.distributed import join_world
-from training.errors import UserError, end_at_once
 
 
 def main() -> None:

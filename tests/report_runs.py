@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from kan_layer import KANLayer
-from spline_snapshot import Snapshot, take
-from spline_statistics import layer_statistics
+from splines.records import SplineRecords
+from splines.snapshot import Snapshot
+from splines.statistics import layer_statistics
 from training.config import Config, save
-from training.spline_records import SplineRecords
 
 LETTERS = "abcdefgh <\n"
 
@@ -30,7 +30,7 @@ def look_at(layer: KANLayer, index: int = 0, seed: int = 0, count: int = 500) ->
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(len(LETTERS), (count,), generator=generator)
     activations = torch.randn(count, layer.in_features, generator=generator) + 0.1 * tokens[:, None]
-    return take(layer, index, activations, tokens)
+    return layer.snapshot(activations, tokens, number=index)
 
 
 def make_run(

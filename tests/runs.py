@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 import train
-from training.dataset import Dataset, ensure_prepared
-from training.dataset_writer import DatasetWriter
+from corpus.dataset import Dataset, ensure_prepared
+from corpus.tokenizer import CharTokenizer
+from corpus.writer import DatasetWriter
 from training.device import choose_device
 from training.distributed import ALONE, World
 from training.run import open_run
-from training.tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import backends
 from backends import amx, dense, native_build
-from backends.grid import locate
+from backends.cells import locate
 
 pytestmark = pytest.mark.skipif(native_build.why_not() is not None, reason="needs the native kernel")
 EPS = torch.finfo(torch.bfloat16).eps

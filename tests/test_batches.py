@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.batches import BatchSampler, evaluation_batches
-from training.dataset import TokenStream
-from training.errors import UserError
+from common.errors import UserError
+from corpus.batches import BatchSampler, evaluation_batches
+from corpus.dataset import TokenStream
 
 
 def stream_of(*lengths: int) -> TokenStream:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import layer, timing
-from bench.contestants import is_matrices
-from bench.layer_plot import moved_apart
+from bench import layer
+from bench.shared import timing
+from bench.shared.contestants import is_matrices
+from bench.shared.layer_plot import moved_apart
 from tests.runs import Result, assert_one_sentence, call, run_command
 
 TINY = ("--tokens=16,32", "--widths=8,8", "--grids=3,5", "--repeats=1", "--threads=1")

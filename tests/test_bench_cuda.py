@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench import layer, machine, timing
-from bench.case import Case
-from bench.contestants import line_up
-from bench.peers import PEERS, CannotRun, load_peers
-from bench.result import Measurement, Result, header
+from bench import layer
+from bench.shared import machine, timing
+from bench.shared.case import Case
+from bench.shared.contestants import line_up
+from bench.shared.peers import PEERS, CannotRun, load_peers
+from bench.shared.result import Measurement, Result, header
+from common.errors import UserError
 from tests.runs import assert_one_sentence, call, run_command
-from training.errors import UserError
 
 ONE_CASE = ("--tokens=16", "--widths=8", "--grids=8", "--repeats=3", "--threads=1")
 NEVER_FITS = """

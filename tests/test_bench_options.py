@@ -32,7 +32,7 @@ def test_every_pair_is_compared() -> None:
 
 
 def test_gathers_that_need_too_much_memory_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backends.LARGEST_GATHER_BYTES", 0)
+    monkeypatch.setattr("backends.problem.LARGEST_GATHER_BYTES", 0)
     done = call(options.main, "--tokens=8", "--width=4", "--grid=2", "--threads=1", "--repeats=1")
     skipped = [line[:20].strip() for line in done.out.splitlines() if "skipped: it gathers" in line]
     assert done.code == 0 and skipped == ["two gathers", "dense gradient"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import attention, conditioning, grids, variants
-from parametrisation import VARIANTS
+from splines.parametrisation import VARIANTS
 from tests.runs import TINY, assert_one_sentence, call, make_dataset, run_command
 
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
+from common.errors import UserError
 from tests.runs import (
     Result,
     StopAfter,
@@ -33,7 +34,6 @@ from tests.runs import (
 )
 from training import run_writer
 from training.checkpoint import load_checkpoint, newest_good_state, read_state, save_checkpoint, step_path
-from training.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends import IMPLS
-from feed_forward import FEED_FORWARDS
+from common.errors import UserError
 from kan_layer import VARIANTS
-from model import GPTConfig
+from model import FEED_FORWARDS, GPTConfig
 from tests.runs import ROOT, call
 from train import main
 from training import config as config_module
 from training.config import Config, from_dict, parse, save
-from training.errors import UserError
 from training.schedule import learning_rate
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]

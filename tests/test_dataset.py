@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
+from corpus import dataset as dataset_module
+from corpus.dataset import Dataset, TokenStream, ensure_prepared, find_dataset
+from corpus.tokenizer import CharTokenizer
+from corpus.writer import DatasetWriter
 from tests.data_fixtures import write_dataset
-from training import dataset as dataset_module
-from training.dataset import Dataset, TokenStream, ensure_prepared, find_dataset
-from training.dataset_writer import DatasetWriter
-from training.errors import UserError
-from training.tokenizer import CharTokenizer
 
 TRAIN = np.arange(1000) % 97
 VAL = np.arange(50) % 13

@@ -17,7 +17,8 @@ import convert
 import sample
 import train
 from backends import BACKENDS
-from bench.victim import free_port, rank_environment
+from bench.shared.victim import free_port, rank_environment
+from common.errors import UserError
 from tests.runs import (
     ROOT,
     STEPS,
@@ -33,7 +34,6 @@ from tests.runs import (
 )
 from training.checkpoint import list_steps, load_checkpoint, read_state
 from training.distributed import share_of_step
-from training.errors import UserError
 
 HARD = {
     "batch_size": 4,

@@ -13,13 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import figures
-import spline_snapshot
-import spline_views
 from kan_layer import KANLayer
 from model import GPT, GPTConfig
-from spline_snapshot import take, take_all
-from training.pictures import Axes, SplinePictures
+from pictures import sheets
+from pictures.run_pictures import Axes, SplinePictures
+from splines import views
+from training.activations import MOST_TOKENS, layer_inputs, take_snapshots
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,17 +71,17 @@ def slow_importance(layer: KANLayer, activations: torch.Tensor | None) -> np.nda
 def test_importance_is_that_of_the_definition(shape, width, tokens, spread, seed):
     layer = random_layer(shape[0], shape[1], shape[2], width, seed)
     activations = torch.randn(tokens, shape[0], generator=torch.Generator().manual_seed(seed)) * spread
-    snapshot = take(layer, 0, activations)
+    snapshot = layer.snapshot(activations)
     expected = slow_importance(layer, activations if tokens else None)
-    np.testing.assert_allclose(spline_views.edge_importance(snapshot), expected, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(views.edge_importance(snapshot), expected, rtol=1e-3, atol=2e-3)
     np.testing.assert_allclose(snapshot.use.sum(1), 1, rtol=1e-5)
     assert (snapshot.use >= 0).all()
 
 
 def test_straight_lines_have_no_importance_and_no_curved_variation():
     layer = KANLayer(5, 4, num_control_points=9)
-    assert spline_views.edge_importance(take(layer, 0, torch.randn(100, 5))).max() < 1e-6
-    view = spline_views.layer_view(take(layer, 0, torch.randn(100, 5)), 3)
+    assert views.edge_importance(layer.snapshot(torch.randn(100, 5))).max() < 1e-6
+    view = views.layer_view(layer.snapshot(torch.randn(100, 5)), 3)
     assert view.curved < 1e-9
     assert view.curved_shares[0] == 1
 
@@ -91,29 +90,29 @@ def test_a_kink_amid_symmetric_activations_is_all_curved_variation():
     layer = KANLayer(1, 1, num_control_points=5)
     with torch.no_grad():
         layer.weight[0, :, 0] = layer.knots().abs()
-    view = spline_views.layer_view(take(layer, 0, torch.linspace(-2, 2, 101)[:, None]), 1)
+    view = views.layer_view(layer.snapshot(torch.linspace(-2, 2, 101)[:, None]), 1)
     assert view.curved == pytest.approx(1)
     assert view.curved_shares[-1] == 1
 
 
 def test_the_view_and_its_continuation_are_the_layers_function():
     layer = random_layer(3, 2, 6, width=3.0)
-    for view in spline_views.most_curved(take(layer), 6):
+    for view in views.most_curved(layer.snapshot(), 6):
         alone = KANLayer(3, 2, "zero", 6, 3.0)
         with torch.no_grad():
             alone.weight[view.input, :, view.output] = layer.weight[view.input, :, view.output]
-        lines = figures.extrapolations(view, x_end=2.25, limit=100)
+        lines = sheets.extrapolations(view, x_end=2.25, limit=100)
         xs = np.concatenate([np.random.default_rng(0).uniform(-1.5, 1.5, 50), *(x for x, _ in lines)])
-        ys = np.concatenate([np.interp(xs[:50], figures.view_knots(view), view.control_points), *(y for _, y in lines)])
+        ys = np.concatenate([np.interp(xs[:50], sheets.view_knots(view), view.control_points), *(y for _, y in lines)])
         x = torch.zeros(len(xs), 3)
         x[:, view.input] = torch.from_numpy(xs)
         np.testing.assert_allclose(alone(x)[:, view.output].detach(), ys, atol=1e-5)
 
 
 def test_extrapolations_end_at_the_panel():
-    view = spline_views.most_curved(take(random_layer(1, 1, 2, seed=3)))[0]
+    view = views.most_curved(random_layer(1, 1, 2, seed=3).snapshot())[0]
     limit = float(np.abs(view.control_points).max())
-    for x, y in figures.extrapolations(view, 3.0, limit):
+    for x, y in sheets.extrapolations(view, 3.0, limit):
         assert np.abs(x).max() <= 3.0 + 1e-6
         assert np.abs(y).max() <= limit * (1 + 1e-6)
 
@@ -122,17 +121,17 @@ def test_the_most_curved_are_varied_until_nothing_else_is_left():
     importance = np.zeros((6, 6))
     importance[0] = 10 + np.arange(6)  # one feature dominates
     importance[1:, 1:] = 1
-    top = spline_views.varied_top(importance, 6)
+    top = views.varied_top(importance, 6)
     assert top[:2] == [(0, 5), (0, 4)]
     assert all(sum(edge[axis] == k for edge in top) <= 2 for axis in (0, 1) for k in range(6))
-    everything = spline_views.varied_top(importance, 100)
+    everything = views.varied_top(importance, 100)
     assert len(everything) == len(set(everything)) == 36
-    assert len(spline_views.varied_top(np.ones((1, 5)), 4)) == 4
+    assert len(views.varied_top(np.ones((1, 5)), 4)) == 4
 
 
 def test_the_histogram_accounts_for_all_activations():
     layer = random_layer(2, 2, 5)
-    snapshot = take(layer, 0, torch.randn(2000, 2) * 3)
+    snapshot = layer.snapshot(torch.randn(2000, 2) * 3)
     np.testing.assert_allclose(snapshot.histogram.sum(1) + snapshot.below + snapshot.above, 1, atol=1e-5)
     assert (snapshot.below > 0).all() and (snapshot.above > 0).all()
     np.testing.assert_allclose(snapshot.cells.sum(1) + snapshot.outside, 1, atol=1e-5)
@@ -140,7 +139,7 @@ def test_the_histogram_accounts_for_all_activations():
 
 def test_a_wide_heat_map_keeps_its_maximum():
     values = np.random.default_rng(0).random((300, 50))
-    pooled = spline_views.max_pool(values, 128)
+    pooled = views.max_pool(values, 128)
     assert pooled.shape == (128, 50)
     assert pooled.max() == np.float32(values.max())
     np.testing.assert_array_equal(pooled.max(0), values.max(0).astype(np.float32))
@@ -150,7 +149,7 @@ def test_layer_inputs_are_what_the_layers_saw_and_leave_the_model_as_it_was():
     model = small_model()
     model.train()
     state = torch.get_rng_state()
-    seen, read = spline_snapshot.layer_inputs(model, token_batches(3))
+    seen, read = layer_inputs(model, token_batches(3))
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert [tuple(x.shape) for x in seen] == [(96, 16)] * 2
     assert not any(layer._forward_pre_hooks for layer in model.spline_layers())
@@ -160,15 +159,15 @@ def test_layer_inputs_are_what_the_layers_saw_and_leave_the_model_as_it_was():
     expected = block.norm_2(x + block.attn(block.norm_1(x), None)).flatten(0, 1)
     torch.testing.assert_close(seen[0], expected)
     assert read is not None and torch.equal(read, tokens.flatten())
-    many, _ = spline_snapshot.layer_inputs(model, [torch.zeros(900, 8, dtype=torch.long)])
-    assert len(many[0]) == spline_snapshot.MOST_TOKENS
+    many, _ = layer_inputs(model, [torch.zeros(900, 8, dtype=torch.long)])
+    assert len(many[0]) == MOST_TOKENS
 
 
 @pytest.mark.parametrize(
     ("value", "limit"), [(0, 0.1), (0.1, 0.1), (0.11, 0.2), (0.3, 0.5), (0.003, 0.005), (1, 1), (7, 10), (99.0, 100)]
 )
 def test_nice_limits(value, limit):
-    assert figures.nice_limit(value) == limit
+    assert sheets.nice_limit(value) == limit
 
 
 def picture_bytes(folder: Path) -> dict[str, bytes]:
@@ -177,7 +176,7 @@ def picture_bytes(folder: Path) -> dict[str, bytes]:
 
 def draw(pictures: SplinePictures, step: int, model: GPT, batches: list) -> Path:
     """Record and draw, as a run does."""
-    snapshots = take_all(model, batches)
+    snapshots = take_snapshots(model, batches)
     pictures.records.write(step, snapshots)
     return pictures.draw(step, snapshots)
 
@@ -217,7 +216,7 @@ def test_lost_axes_are_made_again_from_all_steps(tmp_path):
 
 
 def test_a_model_without_splines_has_no_snapshots():
-    assert take_all(small_model(ffn="mlp"), token_batches()) == []
+    assert take_snapshots(small_model(ffn="mlp"), token_batches()) == []
 
 
 def test_splines_that_are_zero_can_be_drawn_and_settle_no_axes(tmp_path):
@@ -294,7 +293,7 @@ def test_nothing_is_shown_unasked(monkeypatch):
 
 def test_drawing_does_not_import_pyplot(tmp_path):
     code = (
-        "import sys; from kan_layer import KANLayer; import figures\n"
+        "import sys; from kan_layer import KANLayer; from pictures import sheets\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"KANLayer(3, 3).plot(save_path={str(tmp_path / 'sheet.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
@@ -306,7 +305,7 @@ def test_a_wide_layer_is_looked_at_without_much_memory():
     layer = random_layer(384, 384, 8)
     activations = torch.randn(4096, 384)
     tracemalloc.start()
-    view = spline_views.layer_view(take(layer, 0, activations), 12)
+    view = views.layer_view(layer.snapshot(activations), 12)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert view.heat_map.shape == (128, 128)

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import train
-from kan_layer import KANLayer
-from swap import swap_linears
+from corpus.dataset import Dataset
+from kan_layer import KANLayer, swap_linears
 from tests.runs import assert_one_sentence, call, make_dataset, options, read_metrics, resume_options, train_until
 from training.checkpoint import load_checkpoint, step_path
-from training.dataset import Dataset
 from training.init_from import read_source
 
 transformers = pytest.importorskip(

@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from model import GPT, GPTConfig
 from tests.runs import make_dataset, options, train_losses, train_until
 from training.config import Config
-from training.muon import MOMENTUM, MuonAdamW, fast_dtype, matrices, orthogonalize
-from training.optimizer import make_optimizer, set_learning_rate
+from training.optimizer import (
+    MOMENTUM,
+    MuonAdamW,
+    fast_dtype,
+    make_optimizer,
+    matrices,
+    orthogonalize,
+    set_learning_rate,
+)
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
 

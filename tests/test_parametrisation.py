@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench.conditioning import conditions
 from kan_layer import INITS, KANLayer
 from model import GPT, GPTConfig
-from parametrisation import FROM_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
+from splines.parametrisation import FROM_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
 from tests import spline_reference
 from tests.test_backends import every_impl, relative_error
 

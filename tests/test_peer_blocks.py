@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import nanogpt, peer_blocks
-from bench.race import Race
-from feed_forward import FEED_FORWARDS
-from model import GPT, GPTConfig
+from bench.shared import nanogpt, peer_blocks
+from bench.shared.race import Race
+from model import FEED_FORWARDS, GPT, GPTConfig
 from tests.test_model import NANOGPT, tiny
 
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import film
 import plot
 import train
-from film import Moment, between, values_at
-from spline_views import view_splines
+from pictures import film
+from pictures.film import Moment, between, values_at
+from splines.records import SplineRecords
+from splines.views import view_splines
 from tests.report_runs import look_at, make_run, random_layer
 from tests.runs import assert_one_sentence, call, make_dataset, options
-from training.spline_records import SplineRecords
+from training.run_splines import splines_at
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +115,12 @@ def test_a_notebook_shows_a_figure_as_it_is() -> None:
 def test_a_layer_too_large_for_its_record_is_drawn_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.spline_records.MOST_VALUES", 200)
+    monkeypatch.setattr("splines.records.MOST_VALUES", 200)
     arguments = options(make_dataset(tmp_path / "words"), tmp_path / "run", splines=True)
     assert call(train.main, *arguments).code == 0
     (partial,) = SplineRecords(tmp_path / "run").read(12)
     assert not partial.is_whole and partial.control_points.size <= 200
-    _, _, (snapshot,) = plot.look(tmp_path / "run", "latest")
+    _, _, (snapshot,) = splines_at(tmp_path / "run", "latest")
     assert snapshot.is_whole
-    _, _, (earlier,) = plot.look(tmp_path / "run", "0")
+    _, _, (earlier,) = splines_at(tmp_path / "run", "0")
     assert not earlier.is_whole, "its checkpoint is gone, or never was"

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from common.errors import UserError
+from corpus import sources
+from corpus.dataset import Dataset
+from corpus.tokenizer import GPT2Tokenizer
 from tests.data_fixtures import ROOT, TINY_SHAKESPEARE, gpt2_vocabulary  # noqa: F401
-from training import corpus
-from training.dataset import Dataset
-from training.errors import UserError
-from training.tokenizer import GPT2Tokenizer
 
 needs_gpt2 = pytest.mark.usefixtures("gpt2_vocabulary")
 needs_tiny_shakespeare = pytest.mark.skipif(not TINY_SHAKESPEARE.is_file(), reason="the text is not here")
@@ -41,7 +41,7 @@ def run_prepare(name: str, folder: Path, *arguments: str, before: str = "") -> s
     """Run a prepare script in a process of its own, as a user does, but with `folder` in place of its own."""
     path = ROOT / "data" / name / "prepare.py"
     code = (
-        f"import runpy, sys; from pathlib import Path; from training import corpus; {before}\n"
+        f"import runpy, sys; from pathlib import Path; from corpus import sources; {before}\n"
         f"module = runpy.run_path({str(path)!r}); prepare = module['prepare']\n"
         f"folder = Path({str(folder)!r})\n"
         "module['main'].__wrapped__.__globals__['prepare'] = lambda file, *rest: prepare(file, folder)\n"
@@ -166,12 +166,12 @@ def test_what_is_no_text_is_one_sentence(write: Callable[[Path], None], sentence
 
 def test_a_byte_order_mark_and_windows_line_ends_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
-    assert corpus.read_text(tmp_path / "file") == "a\nb\n"
+    assert sources.read_text(tmp_path / "file") == "a\nb\n"
 
 
 def test_without_a_network_the_script_ends_in_one_sentence(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/input.txt"
-    result = run_prepare("shakespeare_char", tmp_path, before=f"corpus.TINY_SHAKESPEARE_URL = {url!r}")
+    result = run_prepare("shakespeare_char", tmp_path, before=f"sources.TINY_SHAKESPEARE_URL = {url!r}")
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {url} could not be downloaded") and result.stderr.count("\n") == 1
     assert "LOCAL_FILE" in result.stderr
@@ -181,7 +181,7 @@ def test_without_a_network_the_script_ends_in_one_sentence(tmp_path: Path) -> No
 def test_a_download_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "login page.html"
     page.write_text("<html>please log in</html>")
-    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_URL", page.as_uri())
+    monkeypatch.setattr(sources, "TINY_SHAKESPEARE_URL", page.as_uri())
     with pytest.raises(UserError, match="not the file expected"):
         script("shakespeare_char")["prepare"](None, tmp_path / "out")
     assert not (tmp_path / "out" / "input.txt").exists()
@@ -189,10 +189,10 @@ def test_a_download_of_something_else_is_refused(tmp_path: Path, monkeypatch: py
 
 @needs_tiny_shakespeare
 def test_a_download_is_kept_for_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_URL", TINY_SHAKESPEARE.as_uri())
+    monkeypatch.setattr(sources, "TINY_SHAKESPEARE_URL", TINY_SHAKESPEARE.as_uri())
     for _ in range(2):
         script("shakespeare_char")["prepare"](None, tmp_path)
-        monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/")
+        monkeypatch.setattr(sources, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/")
     assert (tmp_path / "input.txt").read_bytes() == TINY_SHAKESPEARE.read_bytes()
 
 
@@ -219,7 +219,7 @@ def test_text_needs_a_file_and_a_name_of_its_own(tmp_path: Path) -> None:
 )
 def test_commands_end_without_a_traceback(body: str, status: int, message: str) -> None:
     code = (
-        "import sys; from training.errors import UserError, exit_on_user_error\n"
+        "import sys; from common.errors import UserError, exit_on_user_error\n"
         f"@exit_on_user_error\ndef main(): sys.stdin.read(); {body}\n"
         "main()"
     )

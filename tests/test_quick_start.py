@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tests.runs import ROOT, make_dataset, options
-from training.adamw import AdamW
-from training.muon import MuonAdamW
+from training.optimizer import AdamW, MuonAdamW
 
 TRAIN = """
 import sys, train

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import gpt
-from bench.race import Curve, Race, run_side_by_side, summarize
+from bench.shared.race import Curve, Race, run_side_by_side, summarize
 from tests.runs import (
     STEPS,
     TINY,

@@ -9,8 +9,8 @@ import torch
 import train
 from kan_layer import KANLayer
 from model import GPT, GPTConfig
-from parametrisation import VARIANTS, inverse_basis
 from sample import generate
+from splines.parametrisation import VARIANTS, inverse_basis
 from tests.runs import (
     assert_one_sentence,
     call,

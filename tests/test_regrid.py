@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kan_layer import KANLayer
-from parametrisation import VARIANTS
-from regrid import Grid, fitted_width
+from splines.grid import Grid, fitted_width
+from splines.parametrisation import VARIANTS
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 DOUBLE = {"rtol": 1e-9, "atol": 1e-9, "check_dtype": False}

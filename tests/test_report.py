@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import report
 import train
-from spline_snapshot import VISIBLE, take
+from splines.records import SplineRecords
+from splines.snapshot import VISIBLE
 from tests.report_runs import make_run, random_layer
 from tests.runs import assert_one_sentence, call, make_dataset, options
 from training.config import parse
-from training.spline_records import SplineRecords
 from webpage.packing import fixed_point, fixed_point_scale, pack, pack_layer, spread_with_last
 from webpage.run_data import read_run, thinned
 
@@ -32,7 +32,7 @@ def test_the_packed_splines_are_the_layers_own_to_a_millionth(shape, width, scal
     inputs, knots, outputs = shape
     layer = random_layer(inputs, outputs, knots, width, seed, scale)
     parts = bytearray()
-    where = pack_layer(take(layer), parts)
+    where = pack_layer(layer.snapshot(), parts)
     if where["scale"] is None:
         points = np.frombuffer(parts, "<f4", inputs * knots * outputs, where["points"]).astype(np.float64)
     else:

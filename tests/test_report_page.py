@@ -13,15 +13,15 @@ import torch
 
 import report
 import train
-from bench.chromium import Browser, why_not
 from bench.report import HOVER
-from spline_snapshot import VISIBLE
-from spline_statistics import dead_splines, layer_statistics
-from spline_views import edge_importance, edge_variation
+from bench.shared.chromium import Browser, why_not
+from splines.records import SplineRecords
+from splines.snapshot import VISIBLE
+from splines.statistics import dead_splines, layer_statistics
+from splines.views import edge_importance, edge_variation
 from tests.report_runs import make_run, random_layer
 from tests.runs import call, make_dataset, options
 from training.checkpoint import load_checkpoint
-from training.spline_records import SplineRecords
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import train
+from corpus.tokenizer import GPT2Tokenizer
+from corpus.writer import DatasetWriter
 from model import GPT
 from sample import choose, filter_top_k, filter_top_p, generate, main
 from tests.data_fixtures import gpt2_vocabulary  # noqa: F401  a fixture
 from tests.runs import Result, call, make_dataset, options, random_words, train_until
 from training.checkpoint import LoadedCheckpoint, load_checkpoint
 from training.config import Config
-from training.dataset_writer import DatasetWriter
-from training.tokenizer import GPT2Tokenizer
 
 BLOCK = 16
 VARIED = {"max_iters": 40, "eval_interval": 40, "kan_init": "random_normal"}

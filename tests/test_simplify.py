@@ -13,7 +13,8 @@ import sample
 import simplify
 import train
 from kan_layer import KANLayer
-from simplification import moments, plan, replace
+from simplify import apply
+from splines.simplification import moments, plan
 from tests.runs import assert_one_sentence, call, make_dataset, options, read_metrics
 from training.checkpoint import load_checkpoint
 
@@ -52,7 +53,7 @@ def test_no_spline_changes_by_more_than_the_tolerance(shape, tolerance, spread, 
     before, sums = single(layer, x), layer(x.double())
     found = plan(layer.control_points().detach().numpy(), moments(x.numpy(), 2 * half + 1, 4.0), tolerance)
     assert not (found.removed & found.straight).any()
-    replace(layer, found)
+    apply(found, layer)
     after = single(layer, x)
     change = (after - before) - (after - before).mean(0)  # constants move between splines and bias
     typical = np.sqrt(before.var(0).mean(0))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import speedrun
+from common.errors import UserError
 from tests.runs import assert_one_sentence, call
-from training.errors import UserError
 
 OPTIONS = speedrun.Options(target=1.9, threads=1)
 

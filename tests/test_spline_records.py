@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import spline_snapshot
+from common.errors import UserError
 from model import GPT, GPTConfig
-from spline_snapshot import Snapshot, take, take_all
+from splines import records as records_module
+from splines.records import SplineRecords, bounded
+from splines.snapshot import LEAST_COUNT, Snapshot
 from tests.report_runs import look_at, random_layer
-from training import spline_records
-from training.errors import UserError
-from training.spline_records import SplineRecords, bounded
+from training.activations import take_snapshots
 
 
 def assert_same(first: Snapshot, second: Snapshot) -> None:
@@ -35,7 +35,7 @@ def test_cells_and_token_means_are_those_of_the_definition(features, knots, widt
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(200, features, generator=generator) * spread
     tokens = torch.randint(7, (200,), generator=generator)
-    snapshot = take(random_layer(features, 2, knots, width), 3, x, tokens)
+    snapshot = random_layer(features, 2, knots, width).snapshot(x, tokens, number=3)
     edges = np.linspace(-width / 2, width / 2, knots)
     for i in range(features):
         counts, _ = np.histogram(x[:, i].double().numpy(), edges)
@@ -44,13 +44,13 @@ def test_cells_and_token_means_are_those_of_the_definition(features, knots, widt
     for token, means in zip(snapshot.tokens, snapshot.token_means, strict=True):
         np.testing.assert_allclose(means, x[tokens == int(token)].mean(0), rtol=1e-4, atol=1e-5)
     seen = torch.bincount(tokens, minlength=7)
-    assert set(snapshot.tokens.tolist()) == {t for t in range(7) if seen[t] >= spline_snapshot.LEAST_COUNT}
+    assert set(snapshot.tokens.tolist()) == {t for t in range(7) if seen[t] >= LEAST_COUNT}
     assert float((x.abs() <= snapshot.reach).float().mean()) == pytest.approx(0.99, abs=0.006)
 
 
 def test_records_give_back_what_they_were_given(tmp_path: Path) -> None:
     records = SplineRecords(tmp_path)
-    before = [look_at(random_layer(5, 7, 6)), take(random_layer(4, 4, 3, width=2.0), 1)]
+    before = [look_at(random_layer(5, 7, 6)), random_layer(4, 4, 3, width=2.0).snapshot(number=1)]
     records.write(30, before)
     records.write(7, before[:1])
     assert records.steps() == [7, 30]
@@ -78,7 +78,7 @@ def test_what_is_not_a_record_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(40, 30), (3, 200), (200, 3), (100, 100)])
 def test_a_large_layer_is_recorded_in_part_the_same_part_each_time(tmp_path: Path, monkeypatch, shape) -> None:
-    monkeypatch.setattr(spline_records, "MOST_VALUES", 2000)
+    monkeypatch.setattr(records_module, "MOST_VALUES", 2000)
     layer = random_layer(*shape, knots=5)
     records = SplineRecords(tmp_path)
     for step in (1, 2):
@@ -102,8 +102,8 @@ def test_layers_are_named_by_block_where_a_block_has_several() -> None:
     config = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
     one, two = GPT(GPTConfig(**config)), GPT(GPTConfig(**config, attention_gate=True))
     tokens = [torch.randint(11, (40, 8))]
-    assert [snapshot.name for snapshot in take_all(one, tokens)] == ["layer 0", "layer 1"]
-    named = {snapshot.name: snapshot for snapshot in take_all(two, tokens)}
+    assert [snapshot.name for snapshot in take_snapshots(one, tokens)] == ["layer 0", "layer 1"]
+    named = {snapshot.name: snapshot for snapshot in take_snapshots(two, tokens)}
     places = [f"block {block}, {place}" for block in (0, 1) for place in ("attention gate", "feed-forward")]
     assert sorted(named) == sorted(places)
     for block in (0, 1):

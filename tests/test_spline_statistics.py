@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from kan_layer import KANLayer
-from spline_snapshot import take
-from spline_statistics import (
+from splines.statistics import (
     MOST_OUTSIDE,
     LayerStatistics,
     curve_advice,
@@ -36,7 +35,7 @@ def test_curved_splines_are_not_linear() -> None:
     layer = KANLayer(4, 4, num_control_points=9)
     with torch.no_grad():
         layer.weight[:] = layer.knots().abs()[None, :, None]
-    found = layer_statistics(take(layer, 0, torch.linspace(-2, 2, 401)[:, None].expand(-1, 4)))
+    found = layer_statistics(layer.snapshot(torch.linspace(-2, 2, 401)[:, None].expand(-1, 4)))
     assert found.linear == found.dead == 0
     assert found.curved == pytest.approx(1) and found.curved_quantiles == pytest.approx([1] * 5)
 
@@ -52,36 +51,36 @@ def test_the_effective_rank_of_equal_directions_is_their_number(rank: int) -> No
 
 def test_shares_of_activations_are_counted() -> None:
     x = torch.randn(3000, 5) * 2
-    found = layer_statistics(take(random_layer(5, 3, 6), 2, x))
+    found = layer_statistics(random_layer(5, 3, 6).snapshot(x, number=2))
     assert found.layer == 2
     assert found.outside == pytest.approx(float((x.abs() > 2).float().mean()), abs=1e-6)
     assert found.used_cells == 5
-    narrow = layer_statistics(take(random_layer(5, 3, 6), 0, 0.45 + 0.7 * torch.rand(3000, 5)))
+    narrow = layer_statistics(random_layer(5, 3, 6).snapshot(0.45 + 0.7 * torch.rand(3000, 5)))
     assert narrow.used_cells == 1 and narrow.outside == 0
-    unknown = layer_statistics(take(random_layer(5, 3, 6)))
+    unknown = layer_statistics(random_layer(5, 3, 6).snapshot())
     assert unknown.outside is unknown.used_cells is unknown.reach is None
 
 
 def test_a_narrow_grid_is_warned_about_and_the_advice_mends_it() -> None:
     x = torch.randn(4000, 5) * 1.3
-    found = [layer_statistics(take(random_layer(5, 3, 6, width=2.0), 3, x))]
+    found = [layer_statistics(random_layer(5, 3, 6, width=2.0).snapshot(x, number=3))]
     (sentence,) = grid_advice(found)
     assert sentence == "44 % of the activations of layer 3 lie outside the grid: consider --spline-width 7"
     assert found[0].outside > MOST_OUTSIDE
-    mended = layer_statistics(take(random_layer(5, 3, 6, width=7.0), 3, x))
+    mended = layer_statistics(random_layer(5, 3, 6, width=7.0).snapshot(x, number=3))
     assert mended.outside <= 0.01 and not grid_advice([mended])
 
 
 def test_a_wide_grid_is_warned_about_and_the_advice_mends_it() -> None:
     x = torch.randn(4000, 5) * 0.2
-    (sentence,) = grid_advice([layer_statistics(take(random_layer(5, 3, 9, width=8.0), 0, x))])
+    (sentence,) = grid_advice([layer_statistics(random_layer(5, 3, 9, width=8.0).snapshot(x))])
     assert "uses 2.0 of its 8 cells: consider --spline-width 2" in sentence
-    assert not grid_advice([layer_statistics(take(random_layer(5, 3, 9, width=2.0), 0, x))])
+    assert not grid_advice([layer_statistics(random_layer(5, 3, 9, width=2.0).snapshot(x))])
 
 
 def test_advice_names_the_worst_layer_once() -> None:
     layers = [
-        layer_statistics(take(random_layer(5, 3, 6, width=w), k, torch.randn(500, 5)))
+        layer_statistics(random_layer(5, 3, 6, width=w).snapshot(torch.randn(500, 5), number=k))
         for k, w in enumerate((1.0, 0.5, 1.5))
     ]
     assert len(grid_advice(layers)) == 1 and "layer 1" in grid_advice(layers)[0]

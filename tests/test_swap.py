@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from kan_layer import KANLayer
+from kan_layer import KANLayer, swap_linears
 from model import GPT, GPTConfig
-from parametrisation import VARIANTS
-from swap import swap_linears
+from splines.parametrisation import VARIANTS
 
 
 def network() -> nn.Module:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from spline_snapshot import HISTOGRAM_BINS
-from spline_views import SplineView
-from symbolic import AS_GOOD, LIBRARY, best_fit, fit, sampled
+from splines.formulas import AS_GOOD, LIBRARY, best_fit, fit, sampled
+from splines.snapshot import HISTOGRAM_BINS
+from splines.views import SplineView
 
 
 def view_of(function, points: int = 65, width: float = 4.0, histogram: np.ndarray | None = None) -> SplineView:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
+from corpus.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_metadata
 from tests.data_fixtures import ROOT, gpt2_vocabulary  # noqa: F401
-from training.errors import UserError
-from training.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_metadata
 
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
 needs_gpt2 = pytest.mark.usefixtures("gpt2_vocabulary")
@@ -156,7 +156,7 @@ def test_gpt2_without_vocabulary_or_network_says_what_to_do(tmp_path: Path) -> N
     environment = dict(os.environ, TIKTOKEN_CACHE_DIR=str(tmp_path), HTTPS_PROXY="http://127.0.0.1:9")
     environment["https_proxy"] = environment["HTTPS_PROXY"]
     code = (
-        "from training.errors import exit_on_user_error; from training.tokenizer import GPT2Tokenizer\n"
+        "from common.errors import exit_on_user_error; from corpus.tokenizer import GPT2Tokenizer\n"
         "exit_on_user_error(lambda: GPT2Tokenizer().encode('a'))()"
     )
     result = subprocess.run(

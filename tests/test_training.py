@@ -17,6 +17,7 @@ import torch
 import train
 from backends import BACKENDS
 from model import GPT
+from splines.records import SplineRecords
 from tests.runs import (
     STEPS,
     assert_one_sentence,
@@ -32,8 +33,8 @@ from tests.runs import (
 from training import spline_watch
 from training.checkpoint import load_checkpoint, read_state
 from training.config import parse
-from training.progress import Metrics, Stopwatch, progress_line
-from training.spline_records import SplineRecords
+from training.metrics import Metrics
+from training.progress import Stopwatch, progress_line
 
 LINE = re.compile(
     r"step (\d+)/(\d+) (\d+)% \| loss \d+\.\d{3}( \| val \d+\.\d{3}\*?)? \| lr \d\.\de[+-]\d\d"
@@ -316,7 +317,7 @@ def test_whatever_wandb_does_the_run_goes_on(
     assert len(read_metrics(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("failing", ["write_sample", "take_all", "SplinePictures", "write_report"])
+@pytest.mark.parametrize("failing", ["write_sample", "take_snapshots", "SplinePictures", "write_report"])
 def test_a_failing_picture_or_sample_does_not_stop_the_run(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -327,10 +328,10 @@ def test_a_failing_picture_or_sample_does_not_stop_the_run(
     result = call(train.main, *options(dataset, tmp_path, splines=failing != "write_sample", report=True))
     times = {
         "write_sample": 3,
-        "take_all": 4,
+        "take_snapshots": 4,
         "SplinePictures": 1,
         "write_report": 1,
-    }  # take_all: before the first step too
+    }  # take_snapshots: before the first step too
     assert result.code == 0 and result.out.count("ValueError: nothing to see; ") == times[failing]
     assert load_checkpoint(tmp_path).step == STEPS
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import backends
 from backends import triton, triton_tiles
-from backends.grid import find_cell, knot_units
+from backends.cells import find_cell, knot_units
 from tests.test_backends import inputs_of_every_kind, random_layer, relative_error, run, truth_for
 
 ROOT = Path(__file__).resolve().parents[1]

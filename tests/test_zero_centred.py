@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feed_forward import FEED_FORWARDS
 from kan_layer import INITS, KANLayer
-from model import GPT, GPTConfig
+from model import FEED_FORWARDS, GPT, GPTConfig
 from tests import spline_reference
 from tests.test_backends import every_impl, relative_error
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UserError
+from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
 from model import GPT
 from training.config import Config, from_dict
 from training.distributed import World
-from training.errors import UserError
 from training.refinement import points_after, refine_model
 from training.sealed_file import NotSealed, check_seal, read_sealed, replace, write_sealed
-from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
 if TYPE_CHECKING:
     from training.sharded_checkpoint import ShardedCheckpoint, ShardedState

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.command_line import OptionParser
+from common.errors import UserError
 from kan_layer import check_middle
 from model import GPTConfig
-from training.errors import UserError
-from training.options import OptionParser
 from training.refinement import Stage, parse_stages
 
 if sys.version_info >= (3, 11):

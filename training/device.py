@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from common.errors import UserError
 from training.config import Config
 from training.distributed import ALONE, World
-from training.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.errors import UserError
+from common.errors import UserError
 
 # Longer than any process lets the others wait: while drawing, sampling, or reading the data. A network that is gone
 # without a word (a machine without power) is noticed after this.

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from training.batches import Batch, evaluation_batches
+from corpus.batches import Batch, evaluation_batches
+from corpus.dataset import TokenStream
 from training.config import Config
-from training.dataset import TokenStream
 from training.device import Device
 from training.distributed import ALONE, World
 

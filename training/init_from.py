@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from common.errors import UserError
+from corpus.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 from training.checkpoint import checkpoint_folder, load_checkpoint
 from training.config import Config
-from training.errors import UserError
-from training.tokenizer import Tokenizer
 
 USUAL_SWAP = "blocks.*.ffn.c_fc"  # the first matrix of each MLP
 # The options of the model that stay the user's are those of splines and these; all others are the source's.

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import UserError
 from model import GPT
 from training.checkpoint import read_state
 from training.device import Device
 from training.distributed import World
-from training.errors import UserError
 from training.optimizer import load_state
 from training.shards import full, like, local
 

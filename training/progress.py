@@ -1,16 +1,10 @@
-"""Progress: throughput without the time for anything but training, a line per log step, and metrics.jsonl."""
+"""Progress: throughput without the time for anything but training, and a line per log step."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
-
-from training.files import write_atomically
+from contextlib import contextmanager
 
 
 class Stopwatch:
@@ -51,45 +45,6 @@ class Stopwatch:
     def elapsed_s(self) -> float:
         """Wall time of the run, everything included, and that before a resume."""
         return self._earlier + time.perf_counter() - self._start
-
-
-class Metrics:
-    """`metrics.jsonl`: one JSON object a line, the record that plots and tests read."""
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        """Append to `path`, without what a resumed run had written after `resume_step`, or half a last line."""
-        kept = [line for line in _valid_lines(path) if json.loads(line)["step"] <= resume_step]
-        text = "".join(line + "\n" for line in kept)
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
-
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")  # JSON has no NaN and no infinity
-        self._file.flush()
-
-    def close(self) -> None:
-        with suppress(OSError):  # a full disk has been reported by the write that met it
-            self._file.close()
-
-
-def _finite(value: Any) -> Any:
-    """`value` with None for numbers that are not finite, down to the last of nested lists and dicts."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _valid_lines(path: Path) -> Iterator[str]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if isinstance(json.loads(line).get("step"), int):
-                yield line
-        except (ValueError, AttributeError):
-            continue
 
 
 def progress_line(

@@ -6,21 +6,18 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from parametrisation import stored_basis
-from regrid import Grid
+from splines.grid import Array, Grid
+from splines.parametrisation import stored_basis
 
 if TYPE_CHECKING:
     from kan_layer import KANLayer
     from model import GPT
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

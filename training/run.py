@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+from common.files import write_atomically
 from model import GPTConfig
 from training.checkpoint import has_checkpoints, newest_good_state, open_checkpoint
 from training.config import Config, from_dict, parse, save
 from training.distributed import ALONE, World
-from training.errors import UserError
-from training.files import write_atomically
 from training.init_from import Source, read_source
 
 CONFIG_FILE = "config.toml"
@@ -145,18 +141,3 @@ def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) ->
     changed = [f"{name} {saved[name]} → {wanted[name]}" for name in different if name not in ("out_dir", "resume")]
     if changed:
         print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
-
-
-def command(script: str, *arguments: str, processes: int = 1) -> str:
-    """A command line for the user to copy, with the interpreter that runs this, or torchrun for several processes."""
-    path, here = Path(__file__).resolve().parents[1] / script, Path.cwd()
-    name = script if path.parent == here.resolve() else str(path)
-    if processes > 1:
-        here_too = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
-        return shlex.join(["torchrun", f"--nproc-per-node={here_too}", name, *arguments])
-    found, running = shutil.which("python"), Path(sys.executable)
-    if found and Path(found).absolute() == running.absolute():
-        interpreter = "python"
-    else:
-        interpreter = str(running.relative_to(here) if running.is_relative_to(here) else running)
-    return shlex.join([interpreter, name, *arguments])

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from common.files import write_atomically
+from corpus.dataset import Dataset
 from model import GPT
-from training.dataset import Dataset
 from training.device import Device
-from training.files import write_atomically
 
 FACTS_FILE = "run.json"
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from common.command_line import command
+from common.errors import UserError
 from training.checkpoint import newest_good_step, save_checkpoint, save_sharded
-from training.errors import UserError
+from training.metrics import Metrics
 from training.parallel import ParallelModel
-from training.progress import Metrics
-from training.run import Run, command
+from training.run import Run
 from training.saver import SaveFailed, Saver
 
 

@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from common.errors import UserError
 from training.distributed import World
-from training.errors import UserError
 from training.sealed_file import NotSealed, replace, sync_folder
 from training.shards import local
 

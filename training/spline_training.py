@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spline_snapshot import layer_inputs
+from corpus.dataset import TokenStream
+from training.activations import layer_inputs, picture_batches
 from training.config import Config
-from training.dataset import TokenStream
-from training.pictures import picture_batches
 from training.refinement import points_after, refine_model
 
 if TYPE_CHECKING:

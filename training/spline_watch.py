@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from corpus.batches import Batch
+from corpus.dataset import TokenStream
 from model import GPT
-from spline_snapshot import Snapshot, take_all
-from spline_statistics import LayerStatistics, curve_advice, grid_advice, layer_statistics
-from training.batches import Batch
+from pictures.run_pictures import SplinePictures
+from splines.records import SplineRecords
+from splines.snapshot import Snapshot
+from splines.statistics import LayerStatistics, curve_advice, grid_advice, layer_statistics
+from training.activations import picture_batches, take_snapshots
 from training.config import Config
-from training.dataset import TokenStream
-from training.pictures import SplinePictures, picture_batches
-from training.spline_records import SplineRecords
 from training.tracker import Tracker
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class SplineWatch:
     def _snapshots(self, model: GPT) -> list[Snapshot]:
         if self._batches is None:
             self._batches = picture_batches(self._stream, self.config.block_size)
-        return take_all(model, self._batches)
+        return take_snapshots(model, self._batches)
 
     @staticmethod
     def _guarded(step: int, action: Callable[[], T]) -> T | None:

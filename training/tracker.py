@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from overview import curvature_map
-from spline_snapshot import Snapshot
-from spline_statistics import LayerStatistics, flat
+from pictures.overview import curvature_map
+from splines.snapshot import Snapshot
+from splines.statistics import LayerStatistics, flat
 from training.config import Config
 
 WAITING_RECORDS = 1000  # more than a run logs while W&B's network is slow

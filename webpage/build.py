@@ -9,14 +9,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from spline_views import SplineView
+from splines.views import SplineView
 from training.config import Config
-from webpage.hero import COLORS, comparison, figures, kicker, lead, strip_html
-from webpage.numbers import advice, numbers
+from webpage.head import COLORS, comparison, figures, kicker, lead, strip_html
 from webpage.packing import PackedSplines
 from webpage.run_data import RunData
+from webpage.spline_table import advice, numbers
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "assets"
 SCRIPTS = ("theme.js", "drawing.js", "splines.js", "curves.js", "map.js", "function.js", "explorer.js", "main.js")
 STRIP_SPLINES = 6
 NOT_KNOWN = float("nan")

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from figures import capitalized, nice_limit
-from spline_snapshot import HISTOGRAM_BINS, VISIBLE, Array, Snapshot
-from spline_views import edge_importance
-from training.pictures import BRIGHT_SHARE
-from training.spline_records import SplineRecords
-from training.tokenizer import Tokenizer
+from corpus.tokenizer import Tokenizer
+from pictures.run_pictures import BRIGHT_SHARE
+from pictures.sheets import capitalized, nice_limit
+from splines.grid import Array
+from splines.records import SplineRecords
+from splines.snapshot import HISTOGRAM_BINS, VISIBLE, Snapshot
+from splines.views import edge_importance
 
 BUDGET = 14_000_000  # bytes of base64; the rest of the page takes some 200,000
 MOST_ERROR = 4e-7

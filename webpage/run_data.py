@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spline_statistics import LayerStatistics
+from common.errors import UserError
+from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
+from splines.statistics import LayerStatistics
 from training.config import Config, parse
-from training.errors import UserError
+from training.metrics import read_metrics
 from training.run import CONFIG_FILE
 from training.run_facts import read_facts
-from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
 METRICS = ("step", "train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second", "elapsed_s")
 MOST_POINTS = 2000  # of a curve; a longer one is thinned, its evaluations kept
@@ -118,24 +118,7 @@ def read_run(directory: Path) -> RunData:
         )
     config, _ = parse([str(directory / CONFIG_FILE)])
     name = directory.resolve().name
-    return RunData(directory, name, config, read_facts(directory), read_lines(directory), read_samples(directory))
-
-
-def read_lines(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that can be read, in the order of their steps."""
-    try:
-        text = (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # half a line: the run was killed, or is writing it
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            lines.append(record)
-    return sorted(lines, key=lambda record: record["step"])
+    return RunData(directory, name, config, read_facts(directory), read_metrics(directory), read_samples(directory))
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
 
-from training import corpus  # noqa: E402
-from training.dataset_writer import DatasetWriter  # noqa: E402
-from training.errors import UserError, exit_on_user_error  # noqa: E402
-from training.tokenizer import GPT2Tokenizer  # noqa: E402
+from common.errors import UserError, exit_on_user_error  # noqa: E402
+from corpus import sources  # noqa: E402
+from corpus.tokenizer import GPT2Tokenizer  # noqa: E402
+from corpus.writer import DatasetWriter  # noqa: E402
 
 NAME = "Skylion007/openwebtext"
 HOLD_OUT_EVERY = 2000  # nanoGPT holds out 0.05 %; the first document is, so that the smallest corpus has some too
@@ -81,12 +81,12 @@ def prepare(local_file: Path | None, folder: Path = HERE) -> None:
             done += len(batch)
             if done % REPORT_EVERY == 0:
                 print(f"{done:,} documents", flush=True)
-    corpus.report(folder)
+    sources.report(folder)
 
 
 @exit_on_user_error
 def main() -> None:
-    prepare(corpus.local_file_argument("Prepare OpenWebText, or a .jsonl or .txt file with one document a line."))
+    prepare(sources.local_file_argument("Prepare OpenWebText, or a .jsonl or .txt file with one document a line."))
 
 
 if __name__ == "__main__":

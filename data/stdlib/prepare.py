@@ -8,9 +8,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
 
-from training import corpus  # noqa: E402
-from training.errors import UserError, exit_on_user_error  # noqa: E402
-from training.tokenizer import CharTokenizer  # noqa: E402
+from common.errors import UserError, exit_on_user_error  # noqa: E402
+from corpus import sources  # noqa: E402
+from corpus.tokenizer import CharTokenizer  # noqa: E402
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 HOLD_OUT_EVERY = 10
@@ -48,14 +48,14 @@ def prepare(local_file: Path | None, folder: Path = HERE) -> None:
             raise UserError(f"there are no library sources in {root}; pass a text file as LOCAL_FILE")
     else:
         source = local_file.name
-        texts = corpus.split_90_10(corpus.read_text(local_file))
+        texts = sources.split_90_10(sources.read_text(local_file))
     tokenizer = CharTokenizer.from_text(texts["train"] + texts["val"])
-    corpus.write_texts(folder, tokenizer, source, texts)
+    sources.write_texts(folder, tokenizer, source, texts)
 
 
 @exit_on_user_error
 def main() -> None:
-    prepare(corpus.local_file_argument("Prepare the Python standard library's sources by character."))
+    prepare(sources.local_file_argument("Prepare the Python standard library's sources by character."))
 
 
 if __name__ == "__main__":

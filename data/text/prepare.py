@@ -7,8 +7,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
 
-from training import corpus  # noqa: E402
-from training.errors import UserError, exit_on_user_error  # noqa: E402
+from common.errors import UserError, exit_on_user_error  # noqa: E402
+from corpus import sources  # noqa: E402
 
 TOKENIZERS = ("char", "gpt2")
 
@@ -17,8 +17,8 @@ def prepare(local_file: Path | None, folder: Path = HERE, tokenizer: str = "char
     """Write the dataset into `folder` from `local_file`, which has to be given."""
     if local_file is None:
         raise UserError("no text is named; give a UTF-8 text file: python data/text/prepare.py FILE")
-    text = corpus.read_text(local_file)
-    corpus.write_texts(folder, corpus.make_tokenizer(tokenizer, text), local_file.name, corpus.split_90_10(text))
+    text = sources.read_text(local_file)
+    sources.write_texts(folder, sources.make_tokenizer(tokenizer, text), local_file.name, sources.split_90_10(text))
 
 
 def named_folder(name: str) -> Path:
@@ -33,7 +33,7 @@ def named_folder(name: str) -> Path:
 
 @exit_on_user_error
 def main() -> None:
-    parser = corpus.argument_parser("Prepare any UTF-8 text file.", "the text file, UTF-8")
+    parser = sources.argument_parser("Prepare any UTF-8 text file.", "the text file, UTF-8")
     parser.add_argument("--tokenizer", choices=TOKENIZERS, default="char", help="default: char")
     parser.add_argument("--name", default=HERE.name, help="write to data/NAME, for --dataset NAME (default: text)")
     arguments = parser.parse_args()

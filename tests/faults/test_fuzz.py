@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
+from corpus.dataset import Dataset
+from corpus.metadata import META_FILE, read_metadata
 from tests.runs import make_dataset
 from training.config import Config, parse
-from training.dataset import Dataset
-from training.dataset_metadata import META_FILE, read_metadata
-from training.errors import UserError
 
 CASES = settings(
     max_examples=int(os.environ.get("SPLINEGPT_FUZZ_CASES", "60")),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.shared.victim import Victim
 from bench.soak import Options, Soak
-from bench.victim import Victim
 from tests.runs import checkpoint_names, make_dataset, options, read_metrics, resume_options, train_until
 from training.checkpoint import list_steps, load_checkpoint, read_state, step_of
 

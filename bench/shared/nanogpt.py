@@ -1,0 +1,106 @@
+"""nanoGPT's own train.py, run from a checkout that the user names; none of its code is here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.shared.race import Curve
+from common.errors import UserError
+from corpus.dataset import Dataset, ensure_prepared
+from model import GPT, GPTConfig
+from training.config import Config
+from training.device import choose_device
+from training.evaluation import evaluate
+
+# "I only have a macbook" in nanoGPT's README.
+RECIPE = (
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=50 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+)
+NAME = "nanoGPT's train.py"
+ITERATION = re.compile(r"^iter (\d+): loss .* time ([\d.]+)ms", re.MULTILINE)
+PARTS = {  # of nanoGPT's names → ours
+    "transformer.wte.": "token_embedding.",
+    "transformer.wpe.": "position_embedding.",
+    "transformer.ln_f.": "norm.",
+    "transformer.h.": "blocks.",
+    "lm_head.": "head.",
+    ".ln_1.": ".norm_1.",
+    ".ln_2.": ".norm_2.",
+    ".mlp.": ".ffn.",
+}
+
+
+def check_checkout(folder: Path) -> None:
+    """Raises ValueError if nanoGPT cannot be run from `folder`."""
+    if not (folder / "train.py").is_file():
+        raise ValueError(f"nanogpt must be the folder of a checkout of nanoGPT; {folder} has no train.py")
+    data = folder / "data" / "shakespeare_char"
+    if not all((data / name).is_file() for name in ("train.bin", "val.bin", "meta.pkl")):
+        raise ValueError(f"nanoGPT's data is not prepared; run python data/shakespeare_char/prepare.py in {folder}")
+
+
+def command(out_dir: Path, *more: str) -> list[str]:
+    """Its recipe for CPUs, to be run in its folder."""
+    return [sys.executable, "train.py", *shlex.split(RECIPE), f"--out_dir={out_dir}", *more]
+
+
+def environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def run(folder: Path, seed: int, threads: int) -> Curve:
+    """One run by its recipe, with its last checkpoint's loss on the whole validation split. UserError if it fails.
+
+    nanoGPT has no option for its seed, but takes any Python file as a configuration: one line there shifts the seed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        out_dir = Path(scratch) / "out"
+        reseed = Path(scratch) / "seed.py"
+        reseed.write_text(f"torch.manual_seed = lambda seed, set=torch.manual_seed: set(seed + {seed})\n")
+        done = subprocess.run(
+            command(out_dir, str(reseed), "--always_save_checkpoint=True", "--eval_interval=2000"),
+            cwd=folder,
+            env=environment(threads),
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise UserError(f"nanoGPT's train.py failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        saved = torch.load(out_dir / "ckpt.pt", map_location="cpu", weights_only=True)
+    model = as_ours(saved["model"], saved["model_args"])
+    times = [float(ms) for step, ms in ITERATION.findall(done.stdout) if int(step)]  # the first is no usual step
+    steps = int(saved["iter_num"])
+    seconds = steps * statistics.median(times) / 1000
+    return Curve(NAME, seed, model.num_parameters(), [steps], [seconds], [whole_split_loss(model)])
+
+
+def as_ours(weights: dict[str, Tensor], arguments: dict[str, Any]) -> GPT:
+    """nanoGPT's model as one of ours that computes the same."""
+    shape = {name: arguments[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
+    options: dict[str, Any] = {"position": "learned", "norm": "layernorm", "qk_norm": False}
+    model = GPT(GPTConfig(ffn="mlp", zero_init_projections=False, **options, **shape))
+    renamed = {}
+    for name, weight in weights.items():
+        for theirs, ours in PARTS.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = weight
+    model.load_state_dict(renamed)
+    return model
+
+
+def whole_split_loss(model: GPT) -> float:
+    config = Config(dataset="shakespeare_char", block_size=model.config.block_size, eval_iters=0, device="cpu")
+    dataset = Dataset.open(ensure_prepared(config.dataset), verify=False)
+    return evaluate(model, dataset.tokens("val"), config, choose_device(config))

@@ -1,0 +1,48 @@
+"""Layers of others in the place of a block's MLP, as a race has them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from bench.shared.case import Case
+from bench.shared.peers import PEERS, Layers, build_peer
+from model import FEED_FORWARDS, GPT, GPTConfig
+
+GRIDS = range(2, 33)
+
+
+def register(layers: Layers) -> None:
+    """Make `ffn = NAME` mean that peer, n_embd → n_embd, with as many parameters as the 4x MLP, or close."""
+    for name, layer in layers.items():
+        FEED_FORWARDS[name] = partial(peer_block, name, layer)
+
+
+def peer_block(name: str, layer: type[nn.Module], config: GPTConfig) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # looking for the grid takes no random numbers from the model
+        sizes = {grid: num_parameters(build(name, layer, config.n_embd, grid)) for grid in GRIDS}
+    grid = min(GRIDS, key=lambda grid: abs(sizes[grid] - 8 * config.n_embd**2))
+    return build(name, layer, config.n_embd, grid)
+
+
+def build(name: str, layer: type[nn.Module], width: int, grid: int) -> nn.Module:
+    peer = PEERS[name]
+    keywords = next(iter(peer.modes(grid).values()))
+    return build_peer(peer, layer, Case(tokens=1, width=width, grid=grid, dtype="float32"), keywords)
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def restore_own_init(model: GPT, seed: int) -> None:
+    """Give the layers of others the initial values that they choose themselves, which the GPT's init has replaced."""
+    if model.config.ffn not in PEERS:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for block in model.blocks:
+            fresh = FEED_FORWARDS[model.config.ffn](model.config)
+            block.ffn.load_state_dict(fresh.state_dict())  # type: ignore[union-attr]

@@ -1,0 +1,140 @@
+"""Timing: what runs of a layer are timed, and how the contestants take turns."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.shared.case import DTYPES, Case
+from common.errors import UserError
+
+SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3  # a contestant slower than this gets only so many rounds
+
+
+@dataclass(frozen=True)
+class Median:
+    ms: float
+    rounds: int
+    """Of how many rounds."""
+
+
+class Passes:
+    """The input of a case, and the two things that are timed with it: forward, and forward+backward."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        self.case = case
+        self.device = device
+        try:
+            self.x, dy = torch.randn(2, case.tokens, case.width, device=device).unbind()
+            self.dy = {dtype: dy.to(dtype) for dtype in DTYPES.values()}  # the contestant decides which, under autocast
+        except RuntimeError as error:
+            raise UserError(f"the input of {case} cannot be had ({str(error).splitlines()[0]})") from error
+        self.x.requires_grad_()
+
+    def forward(self, module: nn.Module) -> None:
+        with torch.no_grad():
+            self._apply(module)
+
+    def training(self, module: nn.Module) -> None:
+        """Forward and backward: the gradients of x and of all parameters."""
+        y = self._apply(module)
+        torch.autograd.grad(y, (self.x, *trained(module)), self.dy[y.dtype])
+
+    def memory_of_training(self, module: nn.Module) -> int | None:
+        """Bytes allocated at the peak of a forward+backward beyond what was before it; only CUDA counts them."""
+        if self.device != "cuda":
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.training(module)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def _apply(self, module: nn.Module) -> Tensor:
+        with self._autocast():
+            return module(self.x)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.case.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device, DTYPES[self.case.dtype])
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: str, failed: dict[str, str] | None = None
+) -> dict[str, Median]:
+    """Median time of each run over up to `rounds` rounds, in another order each, so that nobody has a fixed neighbour.
+
+    A round before them warms up and finds those that are too slow for all rounds. In its turn each runs twice and the
+    second run counts: the first finds the caches and the allocator as the one before has left them. If there is a
+    `failed`, one that raises is left out and named in it, with the reason; otherwise its exception is passed on.
+    """
+
+    def attempt(name: str) -> float:
+        try:
+            return seconds(runs[name], device)
+        except Exception as error:  # a peer may fail in any way
+            if failed is None:
+                raise
+            failed[name] = in_one_line(error)  # not the error itself, which would hold on to the memory of its frames
+        release_memory(name, device)
+        return float("nan")
+
+    warm_up = {name: attempt(name) for name in runs}
+    wanted = {name: min(rounds, SLOW_ROUNDS) if warm_up[name] > SLOW_SECONDS else rounds for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
+    for turn in range(rounds):
+        shuffle(order)
+        for name in order:
+            if turn < wanted[name] and not (failed and name in failed):
+                attempt(name)
+                times[name].append(attempt(name))
+    return {
+        name: Median(1000 * statistics.median(samples), len(samples))
+        for name, samples in times.items()
+        if not (failed and name in failed)
+    }
+
+
+def release_memory(name: str, device: str) -> None:
+    """Give back the memory of a GPU that contestant `name` left, even in reference cycles. UserError if it broke it."""
+    if device != "cuda":
+        return
+    gc.collect()
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:  # after an illegal access nothing works in this process any more
+        raise UserError(
+            f"{name} has left the GPU unusable ({in_one_line(error)}); leave it out and start again"
+        ) from error
+
+
+def in_one_line(error: BaseException, most: int = 160) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    text = f"{type(error).__name__}: {lines[0]}"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

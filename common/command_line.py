@@ -1,0 +1,145 @@
+"""Command lines: a dataclass declares the options, tyro types them, and every mistake is reported in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import shlex
+import shutil
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tyro
+
+from common.errors import UserError
+
+T = TypeVar("T")
+TYRO_CONFIG = (tyro.conf.FlagConversionOff,)  # --resume True, as nanoGPT has it
+HELP = {"-h", "--help"}
+
+
+class OptionParser(Generic[T]):
+    """Reads `[POSITIONAL] [--key value …]` into a dataclass. `-` and `_` in names are alike, and so is `--key=value`.
+
+    tyro alone would report a mistake as a box of several lines; so names are checked here, and it types each value.
+    """
+
+    def __init__(self, options: type[T], usage: str, positional: str | None = None) -> None:
+        """`positional`: the field that the argument without `--` fills, or all such arguments if it is a tuple."""
+        self.options = options
+        self.usage = usage
+        self.positional = positional
+        self.types: dict[str, Any] = typing.get_type_hints(options)
+        self.takes_several = positional is not None and typing.get_origin(self.types[positional]) is tuple
+        self.fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+
+    def parse(self, tokens: Sequence[str]) -> T:
+        """The options that `tokens` mean; later ones win. UserError for what is unknown, ill-typed or out of range."""
+        if HELP & set(tokens):
+            tyro.cli(
+                self.options, args=["--help"], prog=self.usage.split()[1], description=self.usage, config=TYRO_CONFIG
+            )
+        pairs = self.pairs(tokens)
+        values: dict[Any, Any] = {name: self._typed(name, value) for name, value in pairs if name != self.positional}
+        if given := [value for name, value in pairs if name == self.positional]:
+            values[self.positional] = self._positional(given)
+        if self.positional and self.positional not in values:
+            raise UserError(f"{self.positional} is missing; write {self.usage}")
+        try:
+            return self.options(**values)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _positional(self, given: Sequence[str]) -> Any:
+        assert self.positional is not None
+        if not self.takes_several:
+            return self._typed(self.positional, given[-1])
+        (kind, _) = typing.get_args(self.types[self.positional])
+        return tuple(kind(value) for value in given)
+
+    def pairs(self, tokens: Sequence[str]) -> list[tuple[str, str]]:
+        """The names and texts of all options, in order."""
+        pairs: list[tuple[str, str]] = []
+        rest = list(tokens)
+        while rest:
+            token = rest.pop(0)
+            if not token.startswith("--"):
+                if not self._awaits_positional(pairs):
+                    raise UserError(f"{token!r} is not an option; write {self.usage}")
+                pairs.append((str(self.positional), token))
+                continue
+            name, equals, value = token[2:].partition("=")
+            name = self.known(name)
+            pairs.append((name, value if equals else self._following_value(name, rest, pairs)))
+        return pairs
+
+    def _following_value(self, name: str, rest: list[str], pairs: Sequence[tuple[str, str]]) -> str:
+        """The value after `--name`, taken off `rest`. A switch without one, like `--film OUT_DIR`, means True."""
+        is_switch = self.types[name] is bool
+        is_there = bool(rest) and not self._is_option(rest[0])
+        if is_there and is_switch and rest[0].lower() not in ("true", "false") and self._awaits_positional(pairs):
+            is_there = False
+        if is_there:
+            return rest.pop(0)
+        if is_switch:
+            return "True"
+        raise UserError(f"option --{name} has no value; write --{name} VALUE{self._allowed(name)}")
+
+    def _awaits_positional(self, pairs: Sequence[tuple[str, str]]) -> bool:
+        return self.positional is not None and (self.takes_several or self.positional not in dict(pairs))
+
+    def known(self, name: str) -> str:
+        """`name` as the field is spelled; UserError with a suggestion if there is none."""
+        name = name.replace("-", "_")
+        if name in self.fields:
+            return name
+        close = difflib.get_close_matches(name, self.fields, n=1)
+        hint = (
+            f"did you mean {close[0]}?" if close else f"see {' '.join(self.usage.split()[:2])} --help for all options"
+        )
+        raise UserError(f"unknown option {name}; {hint}")
+
+    def _is_option(self, token: str) -> bool:
+        return token.startswith("--") and token[2:].partition("=")[0].replace("-", "_") in self.fields
+
+    def _typed(self, name: str, value: str) -> Any:
+        if self.types[name] in (str, str | None):
+            return value
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                return tyro.cli(self.types[name], args=[value], config=TYRO_CONFIG)
+        except SystemExit:
+            raise UserError(f"{name} cannot be {value!r}; write --{name} VALUE{self._allowed(name)}") from None
+
+    def _allowed(self, name: str) -> str:
+        """The values that an option takes, as a clause."""
+        choices = [*typing.get_args(self.types[name])] or [self.types[name]]
+        flat: list[Any] = []
+        for choice in choices:
+            flat += typing.get_args(choice) or [choice]
+        flat = [choice for choice in flat if choice is not type(None)]
+        words = ["True, False" if choice is bool else getattr(choice, "__name__", str(choice)) for choice in flat]
+        if len(words) > 1 or bool in flat:
+            return f" with one of {', '.join(words)}"
+        return f" with a value of type {words[0]}"
+
+
+def command(script: str, *arguments: str, processes: int = 1) -> str:
+    """A command line for the user to copy, with the interpreter that runs this, or torchrun for several processes."""
+    path, here = Path(__file__).resolve().parents[1] / script, Path.cwd()
+    name = script if path.parent == here.resolve() else str(path)
+    if processes > 1:
+        here_too = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
+        return shlex.join(["torchrun", f"--nproc-per-node={here_too}", name, *arguments])
+    found, running = shutil.which("python"), Path(sys.executable)
+    if found and Path(found).absolute() == running.absolute():
+        interpreter = "python"
+    else:
+        interpreter = str(running.relative_to(here) if running.is_relative_to(here) else running)
+    return shlex.join([interpreter, name, *arguments])

@@ -1,0 +1,115 @@
+"""What the prepare scripts share: reading or downloading text, splitting it, and writing it as a dataset."""
+
+import argparse
+import hashlib
+import http.client
+import os
+import urllib.request
+from pathlib import Path
+
+from common.errors import UserError
+from corpus.metadata import SPLITS, read_metadata
+from corpus.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_metadata
+from corpus.writer import DatasetWriter
+
+DOWNLOAD_TIMEOUT_S = 30.0  # for each wait on the network, not for the whole
+
+TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+def argument_parser(
+    description: str, local_file_help: str = "a text file that stands in for the usual source"
+) -> argparse.ArgumentParser:
+    """A parser with the one argument all prepare scripts have: `local_file`, a path or None."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "local_file",
+        metavar="LOCAL_FILE",
+        type=Path,
+        nargs="?",
+        help=local_file_help,
+    )
+    return parser
+
+
+def local_file_argument(description: str) -> Path | None:
+    """The LOCAL_FILE of the command line, or None."""
+    local_file: Path | None = argument_parser(description).parse_args().local_file
+    return local_file
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without byte-order mark, lines ended by "\\n"; `UserError` if it is none."""
+    mend = "give a UTF-8 text file"
+    if not path.is_file():
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; {mend}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start:,}); {mend}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {mend} that is yours to read") from error
+    if not text:
+        raise UserError(f"{path} is empty; {mend} with some text in it")
+    if "\0" in text:
+        raise UserError(f"{path} is binary (it has a zero byte); {mend}")
+    return text
+
+
+def download(url: str, path: Path, sha256: str) -> None:
+    """Fetch `url` into `path`, whole or not at all; `UserError` on failure or when the content is another."""
+    mend = "check the network, or fetch it elsewhere and pass it as LOCAL_FILE"
+    print(f"downloading {url}", flush=True)
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            content: bytes = response.read()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(f"{url} could not be downloaded ({reason}); {mend}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"what came from {url} is not the file expected (its SHA-256 differs); {mend}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def tiny_shakespeare(local_file: Path | None, folder: Path) -> str:
+    """Karpathy's tinyshakespeare, 1,115,394 characters: a local file, `folder/input.txt` or the network."""
+    if local_file is None:
+        local_file = folder / "input.txt"
+        if not local_file.exists():
+            download(TINY_SHAKESPEARE_URL, local_file, TINY_SHAKESPEARE_SHA256)
+    return read_text(local_file)
+
+
+def split_90_10(text: str) -> dict[str, str]:
+    """The first 90 % of the characters to train on, the rest for validation: exactly nanoGPT's split."""
+    boundary = int(len(text) * 0.9)
+    return {"train": text[:boundary], "val": text[boundary:]}
+
+
+def make_tokenizer(name: str, text: str) -> Tokenizer:
+    """A "char" tokenizer, with the characters of `text`, or "gpt2"."""
+    return GPT2Tokenizer() if name == "gpt2" else CharTokenizer.from_text(text)
+
+
+def write_texts(folder: Path, tokenizer: Tokenizer, source: str, texts: dict[str, str]) -> None:
+    """Encode one text for each split, write them as a dataset and report it."""
+    with DatasetWriter(folder, tokenizer, source) as writer:
+        for split in SPLITS:
+            writer.write(split, tokenizer.encode_array(texts[split]))
+    report(folder)
+
+
+def report(folder: Path) -> None:
+    """Print what a prepared folder holds: tokens a split and vocabulary size."""
+    meta = read_metadata(folder)
+    counts = ", ".join(f"{split} {meta.total_tokens(split):,} tokens" for split in meta.splits)
+    vocab_size = tokenizer_from_metadata(meta.tokenizer).vocab_size
+    print(f"{folder}: {counts}, vocabulary {vocab_size:,} ({meta.tokenizer['name']})", flush=True)

@@ -1,0 +1,1 @@
+"""Splines as plain arrays: nothing here knows a layer or a model."""

@@ -1,0 +1,64 @@
+"""metrics.jsonl, the record of a run: one JSON object for each step that was logged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from common.files import write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, the record that plots and tests read."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Append to `path`, without what a resumed run had written after `resume_step`, or half a last line."""
+        kept = [line for line, record in valid_lines(path) if record["step"] <= resume_step]
+        text = "".join(line + "\n" for line in kept)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")  # JSON has no NaN and no infinity
+        self._file.flush()
+
+    def close(self) -> None:
+        with suppress(OSError):  # a full disk has been reported by the write that met it
+            self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for numbers that are not finite, down to the last of nested lists and dicts."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The records of the run in `directory` that can be read, in the order of their steps."""
+    try:
+        records = [record for _, record in valid_lines(directory / METRICS_FILE)]
+    except OSError:
+        return []
+    return sorted(records, key=lambda record: record["step"])
+
+
+def valid_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines that hold an object with a step, and the objects. A run that is killed leaves half a last line."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield line, record
