@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,26 @@ from backends import IMPLS
 from embeddings import PairEmbedding, RotaryEmbedding
 from feed_forward import MLP, AttentionGate, GatedSplines, SwiGLU, TokenShift, relu_squared
 from kan_layer import KANLayer, swap_linears
-from splines.checks import check_choice, check_integer, check_middle, check_width
+from splines.checks import check_choice, check_integer, check_literals, check_middle, check_width
 from splines.parametrisation import VARIANTS
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
 
 
+SPLINES = ("splines", "gated_splines")  # the values of ffn that make spline layers
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "modern": {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True},
+    "nanogpt": {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False},
+}
+
+
 @dataclass(frozen=True)
-class GPTConfig:
+class ModelOptions:
+    """The options of the GPT, but for its splines."""
+
+    heading: ClassVar[str] = "model"
+
     n_layer: int = 4
     """Number of Transformer blocks."""
     n_head: int = 4
@@ -40,45 +51,34 @@ class GPTConfig:
     """Context length in tokens."""
     vocab_size: int = 0
     """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
-    ffn: str = "kan"
-    """What follows attention in each block: kan (splines), or what they are compared with: mlp (GELU), relu2, swiglu,
-    mlp_tanh (GELU as GPT-2 approximates it)."""
-    kan_block: Literal["plain", "gated"] = "plain"
-    """plain: one spline layer, n_embd → n_embd. gated: Linear(norm(splines(x) ⊙ Linear(x))), ffn_hidden wide."""
-    num_control_points: int = 5
-    """Control points per spline (G); at 8 the layer has as many parameters as the 4x MLP."""
-    spline_width: float = 4.0
-    """Width of the splines' grid in standard deviations of the normalized activations."""
-    kan_impl: str = "auto"
-    """How the spline layers are computed: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
-    kan_variant: str = "B-spline"
-    """Parametrisation of the control points: B-spline stores them; balanced suits large grids (docs/splines.md)."""
-    kan_init: Literal["auto", "zero", "random_normal", "identity"] = "auto"
-    """Function the splines start from; auto: zero (plain: blocks start as attention alone), random_normal (gated)."""
-    kan_zero_centred: bool = False
-    """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
-    kan_swap: str = ""
-    """Linear layers to replace by splines of the same function, as a pattern: "blocks.*.ffn.c_fc"."""
-    ffn_hidden: int = 0
-    """Hidden width of the MLPs or gated splines; 0: as many parameters as the 4x MLP has, or see ffn_match."""
-    ffn_norm: bool = False
-    """Normalize the hidden values of the MLPs or gated splines before they are projected back (no parameters)."""
-    ffn_match: bool = False
-    """Choose the MLPs' hidden width to have as many parameters as plain splines of num_control_points."""
-    attention_gate: bool = False
-    """Scale attention's output by a gate of the block's input (splines, or a linear layer); the FFN gets narrower."""
-    token_shift: bool = False
-    """Mix the token before, by learnt shares, into what the feed-forward layer (if gated, its gate alone) sees."""
-    pair_rows: int = 0
-    """Rows of a table of embeddings for pairs, of a token and the one before it (0: none); too few are shared."""
-    position: Literal["rope", "learned"] = "rope"
+    architecture: Literal["modern", "nanogpt"] = "modern"
+    """Sets the next four options: modern (RoPE, RMSNorm, QK-norm, projections that start at zero), or nanogpt (as
+    GPT-2). Each of the four can still be set on its own."""
+    position: Literal["auto", "rope", "learned"] = "auto"
     """Rotary position embedding (Su et al. 2021), or learned positions as in GPT-2."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Literal["auto", "rmsnorm", "layernorm"] = "auto"
     """Normalization before attention, before the feed-forward layer and before the head."""
-    qk_norm: bool = True
+    qk_norm: Literal["auto"] | bool = "auto"
     """Normalize queries and keys (Henry et al. 2020); keeps attention stable at high learning rates."""
-    zero_init_projections: bool = True
-    """Start attention's and the MLP's output projections at zero instead of GPT-2's small random values."""
+    zero_init_projections: Literal["auto"] | bool = "auto"
+    """Start the output projections of attention and MLP at zero instead of GPT-2's small random values."""
+    ffn: str = "splines"
+    """Feed-forward layer of each block: splines (one spline layer), gated_splines (splines times a linear layer,
+    projected back), or the layers to compare with: mlp (GELU), relu2, swiglu, mlp_tanh (GELU as GPT-2 approximates
+    it)."""
+    ffn_hidden: int = 0
+    """Hidden size of the MLPs and gated splines; 0: as many parameters as the 4x MLP has."""
+    ffn_norm: bool = False
+    """Normalize the hidden values of the MLPs and gated splines before the projection back (no parameters)."""
+    attention_gate: bool = False
+    """Multiply attention's output by a gate of the block's input (splines, or a linear layer). The feed-forward layer
+    gets narrower, so that the number of parameters stays the same."""
+    token_shift: bool = False
+    """Mix the previous token, by learnt shares, into the input of the feed-forward layer (of gated layers: of the gate
+    alone)."""
+    pair_rows: int = 0
+    """Rows of an embedding for pairs of a token and the one before it; 0: none. With fewer rows than pairs, pairs share
+    rows."""
     tie_embeddings: bool = True
     """Share the token embedding with the head, as GPT-2 does."""
     bias: bool = False
@@ -86,13 +86,43 @@ class GPTConfig:
     dropout: float = 0.0
     """Dropout on embeddings, attention and residual branches (0 on small budgets, 0.1-0.2 when data repeats)."""
 
+
+@dataclass(frozen=True)
+class SplineOptions:
+    """The options of the spline layers."""
+
+    heading: ClassVar[str] = "splines"
+
+    num_control_points: int = 5
+    """Control points per spline (G); at 8 a spline layer has as many parameters as the 4x MLP."""
+    spline_width: float = 4.0
+    """Width of the splines' grid in standard deviations of the normalized activations."""
+    kan_impl: str = "auto"
+    """How the spline layers are computed: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
+    kan_variant: str = "B-spline"
+    """Parametrisation of the control points: B-spline stores them; balanced suits large grids (docs/splines.md)."""
+    kan_init: Literal["auto", "zero", "random_normal", "identity"] = "auto"
+    """Function that the splines start from; auto: zero for splines (blocks start as attention alone), random_normal for
+    gated_splines."""
+    kan_zero_centred: bool = False
+    """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
+    kan_swap: str = ""
+    """Linear layers to replace by splines of the same function, as a pattern: "blocks.*.ffn.c_fc"."""
+
+
+@dataclass(frozen=True)
+class GPTConfig(SplineOptions, ModelOptions):
+    """Everything that defines the model. Raises ValueError for an option that is out of range."""
+
     def __post_init__(self) -> None:
+        check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
+        for name, value in ARCHITECTURES[self.architecture].items():
+            if getattr(self, name) == "auto":
+                object.__setattr__(self, name, value)
         for name in ("n_layer", "n_head", "n_embd", "block_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            check_integer(name, getattr(self, name), at_least=1)
         for name in ("vocab_size", "ffn_hidden", "pair_rows"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+            check_integer(name, getattr(self, name), at_least=0)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd must be a multiple of n_head; got n_embd={self.n_embd} and n_head={self.n_head}")
         if self.position == "rope" and (self.n_embd // self.n_head) % 2:
@@ -108,8 +138,12 @@ class GPTConfig:
         check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points, self.kan_variant)
         check_choice("kan_impl", self.kan_impl, IMPLS)
         check_choice("ffn", self.ffn, tuple(FEED_FORWARDS))
-        for name in ("kan_block", "kan_init", "position", "norm"):
-            check_choice(name, getattr(self, name), get_args(get_type_hints(GPTConfig)[name]))
+        check_literals(self)
+
+    @property
+    def has_splines(self) -> bool:
+        """Whether the model has spline layers: as feed-forward layers, or in place of a trained model's linear ones."""
+        return self.ffn in SPLINES or bool(self.kan_swap)
 
 
 def normalization(config: GPTConfig) -> nn.Module:
@@ -145,7 +179,7 @@ def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
 
 def attention_gate(config: GPTConfig) -> AttentionGate:
     """Splines where the feed-forward layer is made of them, else a linear layer."""
-    if config.ffn == "kan":
+    if config.ffn in SPLINES:
         return AttentionGate(splines=spline_layer(config, config.n_embd, "zero"))
     return AttentionGate(linear=nn.Linear(config.n_embd, config.n_embd, bias=config.bias))
 
@@ -158,20 +192,22 @@ def stored_points(config: GPTConfig) -> int:
 def hidden_width(config: GPTConfig, matrices: int) -> int:
     """Of a layer with that many matrices of n_embd x hidden parameters: as config says, or equal parameters.
 
-    Equal to those of the 4x MLP (or, for ffn_match, of plain splines), less what an attention gate has.
+    Equal to those of the 4x MLP, less the parameters of an attention gate.
     """
-    multiple = stored_points(config) if config.ffn_match else 8  # of n_embd² parameters in all
+    multiple = 8  # of n_embd² parameters in all
     if config.attention_gate:
-        multiple -= stored_points(config) if config.ffn == "kan" else 1
+        multiple -= stored_points(config) if config.ffn in SPLINES else 1
     return config.ffn_hidden or max(1, round(multiple * config.n_embd / matrices))
 
 
-def kan(config: GPTConfig) -> nn.Module:
-    if config.kan_block == "plain":
-        return spline_layer(config, config.n_embd, "zero")
+def splines(config: GPTConfig) -> nn.Module:
+    return spline_layer(config, config.n_embd, "zero")
+
+
+def gated_splines(config: GPTConfig) -> nn.Module:
     hidden = hidden_width(config, matrices=stored_points(config) + 2)
-    splines = spline_layer(config, hidden, "random_normal")
-    return GatedSplines(splines, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+    functions = spline_layer(config, hidden, "random_normal")
+    return GatedSplines(functions, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
 
 
 def mlp(config: GPTConfig, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:
@@ -186,7 +222,8 @@ def swiglu(config: GPTConfig) -> nn.Module:
 
 # By the name that `--ffn` takes. A benchmark may add the layers of others.
 FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
-    "kan": kan,
+    "splines": splines,
+    "gated_splines": gated_splines,
     "mlp": mlp,
     "mlp_tanh": partial(mlp, activation=partial(F.gelu, approximate="tanh")),  # as in GPT-2
     "relu2": partial(mlp, activation=relu_squared),

@@ -77,7 +77,7 @@ def strip_splines(records: SplineRecords) -> list[SplineView]:
 def record_if_missing(out_dirs: Sequence[Path]) -> None:
     """For runs that were trained with --splines False: record the splines of the newest checkpoint now."""
     for directory in out_dirs:
-        if read_run(directory).config.ffn == "kan" and not SplineRecords(directory).steps():
+        if read_run(directory).config.has_splines and not SplineRecords(directory).steps():
             try:
                 splines_at(directory, "latest")
             except UserError as error:

@@ -38,7 +38,7 @@ from training.tracker import Tracker
 def main() -> None:
     with join_world() as world:
         run = open_run(sys.argv[1:], world)
-        dataset = open_together(run.config.dataset, run.config.verify_data, world)
+        dataset = open_together(run.config.dataset, world)
         with world.together():
             device = choose_device(run.config, world)
         trainer = Trainer(run, dataset, device, world)
@@ -218,7 +218,7 @@ class Trainer:
             return True
         what = f"step {progress.step + 1} gave a loss of {progress.train_loss:g} and a gradient norm of "
         what += f"{progress.grad_norm:g}"
-        if config.on_nonfinite == "stop":
+        if not config.max_skipped_steps:
             raise UserError(f"{what}, and training stopped before using them; {self.writer.kept()}; {self._mend()}")
         if progress.skipped_steps == config.max_skipped_steps:
             skipped = f"after {progress.skipped_steps} skipped steps in a row"
@@ -316,14 +316,14 @@ class Trainer:
         try:
             if self.config.sample_tokens:
                 write_sample(model, self.dataset, self.run.directory, step, self.config.sample_tokens)
-            if self.config.live:
+            if self.config.report == "live":
                 write_report([self.run.directory], live=step < self.config.max_iters)
         except Exception as error:
             print(f"sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
 
     def report(self, stop: StopRequest) -> None:
         """Write report.html, unless the run was stopped; `python report.py` does it any time."""
-        if self.config.report and self.world.is_main and not stop:
+        if self.config.report != "off" and self.world.is_main and not stop:
             try:
                 write_report([self.run.directory])
             except Exception as error:

@@ -36,8 +36,7 @@ USAGE = (
 )
 SHOWN = 0.75  # of the way from the lowest of the last losses to the highest of the first
 RECIPE = "configs/shakespeare_char_cpu.toml"
-COMMON: dict[str, Any] = {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True}
-COMMON |= {"kan_block": "plain", "spline_width": 4.0}
+COMMON: dict[str, Any] = {"architecture": "modern", "ffn": "splines", "spline_width": 4.0}
 COMMON |= {"compile": False, "splines": False, "sample_tokens": 0}
 # Coarse to fine: through which grids, of nested knots, to get to the one named; each for an equal share of the steps.
 NESTED = {5: [5], 8: [8], 9: [5, 9], 16: [6, 16], 17: [5, 9, 17], 22: [8, 22], 33: [5, 9, 17, 33], 64: [8, 22, 64]}

@@ -86,7 +86,6 @@ def train(options: Options, data: Path, folder: Path, join: str) -> tuple[int, i
         "compile": False,
         "num_threads": 1,
         "splines": options.splines,
-        "verify_data": False,
     }
 
     def enter() -> None:

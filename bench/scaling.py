@@ -93,7 +93,7 @@ def tokens_per_second(options: Options, processes: int, folder: Path) -> float:
         "--compile=False",
         "--device=cpu",
         "--splines=False",
-        "--report=False",
+        "--report=off",
         "--sample_tokens=0",
     ]
     with Victim(arguments, folder / "log", processes) as run:

@@ -49,7 +49,7 @@ HARD_RUN = {
     "log_interval": 1,
     "sample_tokens": 0,
     "splines": False,
-    "report": False,
+    "report": "off",
     "device": "cpu",
     "compile": False,
     "num_threads": 1,

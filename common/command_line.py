@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,8 +30,14 @@ class OptionParser(Generic[T]):
     tyro alone would report a mistake as a box of several lines; so names are checked here, and it types each value.
     """
 
-    def __init__(self, options: type[T], usage: str, positional: str | None = None) -> None:
-        """`positional`: the field that the argument without `--` fills, or all such arguments if it is a tuple."""
+    def __init__(
+        self, options: type[T], usage: str, positional: str | None = None, retired: Mapping[str, str] | None = None
+    ) -> None:
+        """`positional`: the field that the argument without `--` fills, or all such arguments if it is a tuple.
+
+        `retired`: options that are gone, "name" or "name=value", and what to write instead.
+        """
+        self.retired = retired or {}
         self.options = options
         self.usage = usage
         self.positional = positional
@@ -42,9 +48,8 @@ class OptionParser(Generic[T]):
     def parse(self, tokens: Sequence[str]) -> T:
         """The options that `tokens` mean; later ones win. UserError for what is unknown, ill-typed or out of range."""
         if HELP & set(tokens):
-            tyro.cli(
-                self.options, args=["--help"], prog=self.usage.split()[1], description=self.usage, config=TYRO_CONFIG
-            )
+            grouped = _with_groups(self.options)
+            tyro.cli(grouped, args=["--help"], prog=self.usage.split()[1], description=self.usage, config=TYRO_CONFIG)
         pairs = self.pairs(tokens)
         values: dict[Any, Any] = {name: self._typed(name, value) for name, value in pairs if name != self.positional}
         if given := [value for name, value in pairs if name == self.positional]:
@@ -94,9 +99,12 @@ class OptionParser(Generic[T]):
     def _awaits_positional(self, pairs: Sequence[tuple[str, str]]) -> bool:
         return self.positional is not None and (self.takes_several or self.positional not in dict(pairs))
 
-    def known(self, name: str) -> str:
-        """`name` as the field is spelled; UserError with a suggestion if there is none."""
+    def known(self, name: str, value: str = "") -> str:
+        """`name` as the field is spelled; UserError with a suggestion if there is none, or not with that value."""
         name = name.replace("-", "_")
+        for old in (name, f"{name}={value.lower()}"):
+            if old in self.retired:
+                raise UserError(f"{old} is no option any more: {self.retired[old]}")
         if name in self.fields:
             return name
         close = difflib.get_close_matches(name, self.fields, n=1)
@@ -109,6 +117,7 @@ class OptionParser(Generic[T]):
         return token.startswith("--") and token[2:].partition("=")[0].replace("-", "_") in self.fields
 
     def _typed(self, name: str, value: str) -> Any:
+        self.known(name, value)
         if self.types[name] in (str, str | None):
             return value
         try:
@@ -128,6 +137,30 @@ class OptionParser(Generic[T]):
         if len(words) > 1 or bool in flat:
             return f" with one of {', '.join(words)}"
         return f" with a value of type {words[0]}"
+
+
+def option_groups(options: type) -> list[type]:
+    """The classes that a dataclass of options is put together from, in the order of their fields."""
+    return [base for base in reversed(options.__mro__) if "heading" in vars(base)]
+
+
+def names_in(group: type) -> list[str]:
+    """The options that a group itself declares."""
+    return [name for name in vars(group)["__annotations__"] if name != "heading"]
+
+
+def heading_of(group: Any) -> str:
+    return group.heading
+
+
+def _with_groups(options: type) -> Any:
+    """The options as tyro's help is to show them: each group in a box of its own."""
+    groups: list[Any] = option_groups(options)
+    if not groups:
+        return options
+    flat: Any = tyro.conf.OmitArgPrefixes
+    fields = [(heading_of(group).replace(" ", "_"), flat[group], group()) for group in groups]
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
 def command(script: str, *arguments: str, processes: int = 1) -> str:

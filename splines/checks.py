@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 def check_integer(name: str, value: object, at_least: int) -> None:
@@ -29,3 +30,14 @@ def check_middle(name: str, zero_centred: bool, num_control_points: int, variant
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_literals(options: object) -> None:
+    """Check each field of a dataclass whose type lists its values: Literal["a", "b"], or Literal["auto"] | bool."""
+    for name, kind in get_type_hints(type(options)).items():
+        allowed = [value for part in (kind, *get_args(kind)) if get_origin(part) is Literal for value in get_args(part)]
+        if bool in get_args(kind):
+            allowed += [True, False]
+        if allowed and getattr(options, name) not in allowed:
+            choices = ", ".join(map(str, allowed))
+            raise ValueError(f"{name} must be one of {choices}; got {getattr(options, name)!r}")

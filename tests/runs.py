@@ -39,7 +39,7 @@ TINY = {
     "num_threads": 1,
     "device": "cpu",
     "splines": False,
-    "report": False,
+    "report": "off",
 }
 WORDS = np.array(
     ["the", "spline", "bends", "where", "its", "knots", "tell", "it", "and", "goes", "on", "as", "a", "line"]
@@ -75,7 +75,7 @@ def resume_options(out_dir: Path) -> list[str]:
 
 def make_trainer(arguments: list[str], world: World = ALONE) -> train.Trainer:
     run = open_run(arguments, world)
-    dataset = Dataset.open(ensure_prepared(run.config.dataset), run.config.verify_data)
+    dataset = Dataset.open(ensure_prepared(run.config.dataset))
     return train.Trainer(run, dataset, choose_device(run.config, world), world)
 
 

@@ -164,7 +164,7 @@ class TestCheckpoints:
     ("changes", "parts"),
     [
         ({"n_embd": 32}, ["n_embd=32", "16"]),
-        ({"ffn": "mlp"}, ["ffn=mlp", "kan"]),
+        ({"ffn": "mlp"}, ["ffn=mlp", "splines"]),
         ({"num_control_points": 7}, ["num_control_points=7", "5"]),
         ({"seed": 7}, ["seed=7", "1337"]),
     ],

@@ -16,9 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backends import IMPLS
+from common.command_line import option_groups
 from common.errors import UserError
 from kan_layer import VARIANTS
-from model import FEED_FORWARDS, GPTConfig
+from model import ARCHITECTURES, FEED_FORWARDS
 from tests.runs import ROOT, call
 from train import main
 from training import config as config_module
@@ -59,7 +60,7 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
         return st.floats(0, 1e12)
     if kind is str:
         return TEXT
-    if name == "compile":
+    if bool in typing.get_args(kind):
         return st.sampled_from(["auto", True, False])
     return st.sampled_from(typing.get_args(kind))
 
@@ -92,11 +93,11 @@ def in_toml(text: str | bytes) -> Config:
 
 @settings(deadline=None, max_examples=40)
 @given(configs())
-@example(Config(wandb_run_name="two\nlines"))
-@example(Config(wandb_run_name="\x7f 🙂"))
-@example(Config(wandb_run_name="--out_dir"))
-@example(Config(wandb_run_name="-h"))
-@example(Config(wandb_run_name='C:\\new "run"'))
+@example(Config(wandb_project="two\nlines"))
+@example(Config(wandb_project="\x7f 🙂"))
+@example(Config(wandb_project="--out_dir"))
+@example(Config(wandb_project="-h"))
+@example(Config(wandb_project='C:\\new "run"'))
 def test_a_saved_configuration_is_read_back_equal(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.toml"
@@ -107,7 +108,7 @@ def test_a_saved_configuration_is_read_back_equal(config: Config) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(configs())
-@example(Config(wandb_run_name="-h"))
+@example(Config(wandb_project="-h"))
 def test_the_command_line_and_a_checkpoint_mean_the_same(config: Config) -> None:
     values = dataclasses.asdict(config)
     assert parse([f"--{name}={value}" for name, value in values.items()]) == (config, None)
@@ -261,7 +262,7 @@ def documented_fields(cls: type) -> dict[str, str]:
 
 
 def test_every_field_has_a_help_text_and_help_shows_it() -> None:
-    texts = documented_fields(GPTConfig) | documented_fields(Config)
+    texts = {name: text for group in option_groups(Config) for name, text in documented_fields(group).items()}
     assert set(texts) == set(FIELDS) and all(text.strip() for text in texts.values())
     shown = call(main, "--help")
     assert shown.code == 0 and not shown.err
@@ -269,6 +270,24 @@ def test_every_field_has_a_help_text_and_help_shows_it() -> None:
     for name, text in texts.items():
         assert "".join(filter(str.isalnum, name)) in letters
         assert "".join(filter(str.isalnum, text)) in letters, name
+
+
+def test_help_and_saved_options_have_the_same_headings_in_order(tmp_path: Path) -> None:
+    headings = ["model", "splines", "splines in training", "data", "optimization", "machine", "evaluation and records"]
+    save(Config(), tmp_path / "config.toml")
+    written = [line[2:] for line in (tmp_path / "config.toml").read_text().splitlines() if line.startswith("# ")]
+    shown = call(main, "--help").out
+    assert written == headings
+    assert sorted(headings, key=lambda heading: shown.index(f" {heading.replace(' ', '-')} options")) == headings
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("own", [{}, {"position": "learned", "qk_norm": "True"}, {"norm": "rmsnorm"}])
+def test_an_architecture_sets_four_options_unless_they_are_given(architecture: str, own: dict[str, str]) -> None:
+    chosen = {"architecture": architecture, **own}
+    found, _ = parse([f"--{name}={value}" for name, value in chosen.items()])
+    expected = {**ARCHITECTURES[architecture], **{name: value == "True" or value for name, value in own.items()}}
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
@@ -283,21 +302,21 @@ def scheduled(draw: st.DrawFn, schedule: str) -> Config:
     floor = draw(st.one_of(st.just(-1.0), st.floats(0, peak)))
     steps = draw(st.integers(2, 500))
     warmup = draw(st.integers(0, steps - 1))
-    end = draw(st.one_of(st.just(0), st.integers(warmup + 1, 600)))
-    cooldown = draw(st.integers(0, (end or steps) - warmup))
+    decay = draw(st.integers(0, steps - warmup))
     return Config(
         schedule=schedule,  # type: ignore[arg-type]
         learning_rate=peak,
         min_lr=floor,
         max_iters=steps,
         warmup_iters=warmup,
-        lr_decay_iters=end,
-        cooldown_iters=cooldown,
+        decay_iters=decay,
     )
 
 
 def end_of(config: Config) -> int:
-    return config.lr_decay_iters or config.max_iters
+    """The step at which the decay ends."""
+    is_early = config.schedule == "cosine" and config.decay_iters
+    return config.warmup_iters + config.decay_iters if is_early else config.max_iters
 
 
 @settings(deadline=None)
@@ -347,7 +366,7 @@ def test_cosine_falls_without_jumps_from_the_peak_to_its_floor(config: Config) -
 def test_wsd_is_constant_and_then_a_straight_line_to_its_floor(config: Config) -> None:
     peak, decay = config.learning_rate, end_of(config)
     floor = 0.0 if config.min_lr == -1 else config.min_lr
-    cooldown = config.cooldown_iters or max(1, round(0.4 * decay))
+    cooldown = config.decay_iters or max(1, round(0.4 * decay))
     for step in range(config.warmup_iters, decay + 5):
         share = min(1.0, max(0, decay - step) / cooldown)
         assert learning_rate(step, config) == pytest.approx(floor + share * (peak - floor), abs=1e-18)

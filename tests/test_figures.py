@@ -30,7 +30,7 @@ def random_layer(in_features: int, out_features: int, knots: int, width: float =
     return layer
 
 
-def small_model(ffn: str = "kan", scale: float = 0.05) -> GPT:
+def small_model(ffn: str = "splines", scale: float = 0.05) -> GPT:
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=11, ffn=ffn))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The layout of the project: named modules at the root, no import circles, and ground floors that know nothing above."""
+"""The layout: named modules at the root, no import circles, and ground floors that know nothing above them."""
 
 import ast
 from pathlib import Path

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import report
 import train
 from corpus.dataset import Dataset
 from kan_layer import KANLayer, swap_linears
@@ -99,7 +100,7 @@ def test_grids_are_fitted_to_what_reaches_the_swapped_layers(tmp_path: Path, dat
 
 def test_an_mlp_run_of_our_own_goes_on_with_splines(tmp_path: Path, dataset: Path) -> None:
     trained = tmp_path / "mlp"
-    train_until(options(dataset, trained, ffn="mlp", ffn_match=True, num_control_points=9))
+    train_until(options(dataset, trained, ffn="mlp", ffn_hidden=72))
     mlp = load_checkpoint(trained, "best").model
     for name, source in (("run", trained), ("file", step_path(trained, 12))):
         run = tmp_path / name
@@ -143,3 +144,13 @@ def test_without_transformers_a_sentence_says_what_to_install(gpt2: Path, monkey
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(train.UserError, match="needs the package transformers"):
         read_source(str(gpt2))
+
+
+def test_the_report_of_a_swapped_model_speaks_of_splines_and_offers_their_film(
+    tmp_path: Path, dataset: Path, gpt2: Path
+) -> None:
+    run = tmp_path / "run"
+    assert call(train.main, *tuning(dataset, run, gpt2, max_iters=2, splines=False)).code == 0
+    assert call(report.main, run).code == 0
+    page = (run / "report.html").read_text()
+    assert "splines in place of linear layers" in page and "--film" in page and "splines-title" in page

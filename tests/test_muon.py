@@ -105,12 +105,12 @@ def test_an_overflown_step_of_float16_moves_nothing() -> None:
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("block", ["plain", "gated"])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, block: str) -> None:
+@pytest.mark.parametrize("ffn", ["splines", "gated_splines"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, ffn: str) -> None:
     dataset = make_dataset(tmp_path / "words")
-    changes = {"optimizer": "muon", "kan_block": block, "log_interval": 1, "eval_interval": 4}
-    train_until(options(dataset, tmp_path / "whole", max_iters=8, **changes))
-    train_until(options(dataset, tmp_path / "parts", max_iters=4, lr_decay_iters=8, **changes))
-    resumed = options(dataset, tmp_path / "parts", max_iters=8, lr_decay_iters=8, **changes, resume=True)
+    changes = {"optimizer": "muon", "ffn": ffn, "log_interval": 1, "eval_interval": 4}
+    train_until(options(dataset, tmp_path / "whole", max_iters=8, decay_iters=6, **changes))
+    train_until(options(dataset, tmp_path / "parts", max_iters=4, decay_iters=6, **changes))
+    resumed = options(dataset, tmp_path / "parts", max_iters=8, decay_iters=6, **changes, resume=True)
     train_until(resumed)
     assert train_losses(tmp_path / "parts") == train_losses(tmp_path / "whole")

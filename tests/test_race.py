@@ -22,7 +22,7 @@ from tests.runs import (
 )
 from training.config import Config
 
-CONTESTANTS = {"MLP": {"ffn": "mlp"}, "splines": {"ffn": "kan"}, "gated": {"ffn": "kan", "kan_block": "gated"}}
+CONTESTANTS = {"MLP": {"ffn": "mlp"}, "splines": {"ffn": "splines"}, "gated": {"ffn": "gated_splines"}}
 SEEDS = [3, 4]
 
 

@@ -111,7 +111,7 @@ def test_hats_carry_their_gradient_as_a_density() -> None:
     np.testing.assert_allclose(layer.grid.knots() @ transfer[:, 1:-1], before.knots()[1:-1], atol=1e-12)
 
 
-@pytest.mark.parametrize("more", [{}, {"optimizer": "muon"}, {"kan_variant": "balanced"}, {"kan_block": "gated"}])
+@pytest.mark.parametrize("more", [{}, {"optimizer": "muon"}, {"kan_variant": "balanced"}, {"ffn": "gated_splines"}])
 def test_a_run_resumed_across_refinements_is_the_uninterrupted_one(
     tmp_path: Path, dataset: Path, more: dict[str, str]
 ) -> None:

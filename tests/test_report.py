@@ -156,7 +156,7 @@ def test_a_live_report_is_written_at_every_checkpoint_and_follows(tmp_path: Path
         seen.append((live, '"live":true' in path.read_text(), len(SplineRecords(directories[0]).steps())))
         return path
 
-    arguments = options(make_dataset(tmp_path / "words"), tmp_path / "run", splines=True, report=True, live=True)
+    arguments = options(make_dataset(tmp_path / "words"), tmp_path / "run", splines=True, report="live")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "write_report", watched)
         assert call(train.main, *arguments).code == 0

@@ -33,7 +33,7 @@ SIZE = {"n_layer": 2, "n_embd": 32, "learning_rate": 0.02, "num_control_points":
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run by train.py itself, with its report."""
     folder = tmp_path_factory.mktemp("report")
-    arguments = options(make_dataset(folder / "words"), folder / "small-run", **SIZE, splines=True, report=True)
+    arguments = options(make_dataset(folder / "words"), folder / "small-run", **SIZE, splines=True, report="end")
     assert call(train.main, *arguments).code == 0
     return folder / "small-run"
 

@@ -64,7 +64,7 @@ def outcome(run: Path, step: int = STEPS) -> tuple[dict[str, Any], list[dict[str
     return state, [{k: v for k, v in record.items() if k not in timings} for record in read_metrics(run)]
 
 
-@pytest.mark.parametrize("ffn", ["kan", "mlp"])
+@pytest.mark.parametrize("ffn", ["splines", "mlp"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, dataset: Path, ffn: str) -> None:
     train_until(options(dataset, tmp_path / "whole", ffn=ffn, **HARD))
     state, metrics = outcome(tmp_path / "whole")

@@ -190,7 +190,7 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best(
 def whole_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run with everything on, by its command: its directory and what it printed."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    result = call(train.main, *options(dataset, run, splines=True, report=True, eval_interval=6, wandb="offline"))
+    result = call(train.main, *options(dataset, run, splines=True, report="end", eval_interval=6, wandb="offline"))
     assert result.code == 0 and not result.err
     return run, result.out
 
@@ -325,7 +325,7 @@ def test_a_failing_picture_or_sample_does_not_stop_the_run(
         raise ValueError("nothing to see")
 
     monkeypatch.setattr(train if hasattr(train, failing) else spline_watch, failing, fail)
-    result = call(train.main, *options(dataset, tmp_path, splines=failing != "write_sample", report=True))
+    result = call(train.main, *options(dataset, tmp_path, splines=failing != "write_sample", report="end"))
     times = {
         "write_sample": 3,
         "take_snapshots": 4,
@@ -345,9 +345,9 @@ def test_runs_without_an_out_dir_are_numbered(tmp_path: Path, dataset: Path, mon
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert call(train.main, *options(dataset, "", max_iters=2)).code == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["words-kan", "words-kan-2"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["words-splines", "words-splines-2"]
     result = call(train.main, *options(dataset, "", max_iters=2, resume=True))
-    assert result.code == 0 and "runs/words-kan-2, resumed at step 2" in result.out
+    assert result.code == 0 and "runs/words-splines-2, resumed at step 2" in result.out
 
 
 def test_a_compiled_run_measures_its_throughput(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

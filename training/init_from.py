@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from corpus.tokenizer import Tokenizer
-from model import GPT, GPTConfig
+from model import GPT, SPLINES, GPTConfig
 from training.checkpoint import checkpoint_folder, load_checkpoint
 from training.config import Config
 
@@ -36,14 +36,14 @@ class Source:
     """What its tokens mean; None where that is not recorded."""
 
     def configure(self, config: Config) -> Config:
-        """The source's architecture in place of the configured one; its linear layers are swapped where ffn is kan."""
+        """The source's architecture in place of the configured one; with ffn splines its linear layers are swapped."""
         ffn = self.architecture["ffn"]
-        if config.ffn not in ("kan", ffn, "mlp"):
+        if config.ffn not in (*SPLINES, ffn, "mlp"):
             raise UserError(
-                f"{self.name} has --ffn {ffn}; give --ffn kan to swap its linear layers for splines, or --ffn mlp to "
-                f"train it as it is (got {config.ffn})"
+                f"{self.name} has --ffn {ffn}; give --ffn splines to swap its linear layers for splines, or --ffn mlp "
+                f"to train it as it is (got {config.ffn})"
             )
-        swap = config.kan_swap or (USUAL_SWAP if config.ffn == "kan" else "")
+        swap = config.kan_swap or (USUAL_SWAP if config.ffn in SPLINES else "")
         return dataclasses.replace(config, **self.architecture, kan_swap=swap)
 
     def build(self, config: GPTConfig, tokenizer: Tokenizer) -> GPT:
@@ -88,8 +88,7 @@ def _from_run(path: Path) -> Source:
 def architecture_of(config: GPTConfig) -> dict[str, Any]:
     """The options that a source decides about."""
     names = {field.name for field in dataclasses.fields(GPTConfig)} - NOT_OF_THE_SOURCE
-    architecture = {name: getattr(config, name) for name in names if not name.startswith("kan_")}
-    return {**architecture, "ffn_match": False}  # the width that it led to is given
+    return {name: getattr(config, name) for name in names if not name.startswith("kan_")}
 
 
 def _from_transformers(name: str) -> Source:

@@ -130,7 +130,7 @@ def _last_existing(name: str) -> Path:
 
 def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) -> None:
     wanted = dataclasses.asdict(config)
-    saved = {**dataclasses.asdict(Config()), **saved}  # an option that is newer than the checkpoint was at its default
+    saved = dataclasses.asdict(from_dict(saved, str(path)))  # an option newer than the checkpoint was at its default
     different = sorted(name for name in wanted if wanted[name] != saved[name])
     refused = [f"{name}={wanted[name]} (it has {saved[name]})" for name in different if name in MUST_STAY]
     if refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import backends
 from common.errors import UserError
 from corpus.dataset import Dataset, ensure_prepared, find_dataset
-from model import GPT
+from model import GPT, SPLINES
 from training.device import Device
 from training.distributed import World
 from training.evaluation import EVALUATION_TOKENS
@@ -29,7 +29,7 @@ def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT
         )
     model_config = config.model_config(tokenizer.vocab_size)
     try:
-        if config.ffn == "kan":
+        if config.ffn in SPLINES:
             width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
             for stage in config.stages():
                 problem = backends.Problem(width, stage.points, width, device.device, tokens)
@@ -45,7 +45,7 @@ def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT
         raise UserError(str(error)) from error
 
 
-def open_together(name: str, verify: bool, world: World) -> Dataset:
+def open_together(name: str, world: World) -> Dataset:
     """The dataset of several processes, prepared by the main one if need be, and verified once on each machine.
 
     `UserError`, on all, as for `Dataset.open`, and when it is not the same data on all machines.
@@ -54,7 +54,7 @@ def open_together(name: str, verify: bool, world: World) -> Dataset:
         folder = ensure_prepared(name) if world.is_main else None
     with world.together():
         folder = folder or find_dataset(name)
-        dataset = Dataset.open(folder, verify and world.local_rank == 0)
+        dataset = Dataset.open(folder, verify=world.local_rank == 0)
     if len(set(world.gather(dataset.fingerprint))) > 1:
         raise UserError(f"{folder} is not the same data on all machines; copy it from the first to the others")
     return dataset

@@ -55,7 +55,7 @@ class Tracker:
 
         self._run = wandb.init(
             project=config.wandb_project,
-            name=config.wandb_run_name or run_dir.name,
+            name=run_dir.name,
             dir=str(run_dir),
             mode=config.wandb,
             id=self.run_id,

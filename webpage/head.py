@@ -22,13 +22,21 @@ def kicker(runs: Sequence[RunData]) -> str:
     return "Report of a training run" if len(runs) == 1 else f"{len(runs)} training runs side by side"
 
 
+KINDS = {
+    "splines": "layers of learnable splines",
+    "gated_splines": "gated layers of learnable splines",
+    "mlp": "MLPs",
+    "swiglu": "SwiGLU layers",
+}
+
+
 def lead(runs: Sequence[RunData]) -> str:
     run = runs[0]
     if len(runs) > 1:
         return escape(f"Curves and options of all; splines and samples of {run.name}.")
     config = run.config
-    kinds = {"kan": "layers of learnable splines", "mlp": "MLPs", "swiglu": "SwiGLU layers"}
-    words = f"A GPT of {config.n_layer} layers and width {config.n_embd} with {kinds.get(config.ffn, config.ffn)}"
+    kind = "learnable splines in place of linear layers" if config.kan_swap else KINDS.get(config.ffn, config.ffn)
+    words = f"A GPT of {config.n_layer} layers and width {config.n_embd} with {kind}"
     done = (
         f"trained for {run.steps:,} of {config.max_iters:,} steps"
         if run.steps < config.max_iters

@@ -12,7 +12,7 @@ from typing import Any
 from common.errors import UserError
 from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
 from splines.statistics import LayerStatistics
-from training.config import Config, parse
+from training.config import Config, read_saved
 from training.metrics import read_metrics
 from training.run import CONFIG_FILE
 from training.run_facts import read_facts
@@ -89,7 +89,7 @@ class RunData:
             ("Go on from the newest checkpoint, for longer.", self._longer()),
             *(
                 [("A film of how the splines formed.", command("plot.py", directory, "--film"))]
-                if self.config.ffn == "kan"
+                if self.config.has_splines
                 else []
             ),
             ("This page again.", command("report.py", directory)),
@@ -116,7 +116,7 @@ def read_run(directory: Path) -> RunData:
         raise UserError(
             f"{directory} is not the directory of a run: it has no {CONFIG_FILE}; give one that train.py made"
         )
-    config, _ = parse([str(directory / CONFIG_FILE)])
+    config = read_saved(directory / CONFIG_FILE)
     name = directory.resolve().name
     return RunData(directory, name, config, read_facts(directory), read_metrics(directory), read_samples(directory))
 

@@ -30,7 +30,7 @@ from tests.runs import (
 from training import tracker
 from training.checkpoint import load_checkpoint, read_state, step_path
 
-SKIP = {"on_nonfinite": "skip", "log_interval": 1}
+SKIP = {"max_skipped_steps": 3, "log_interval": 1}
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +148,11 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resume(
 ) -> None:
     with monkeypatch.context() as patch:
         poison(patch, set(range(5, 100)))
-        result = call(train.main, *options(dataset, tmp_path / "run", max_skipped_steps=3, **SKIP))
+        result = call(train.main, *options(dataset, tmp_path / "run", **SKIP))
     assert_one_sentence(result, "step 8 ", "3 skipped steps in a row", "the checkpoint of step 4 is good")
     with monkeypatch.context() as patch:
         poison(patch, {5, 6})
-        train_until(options(dataset, tmp_path / "other", max_skipped_steps=3, **SKIP), 6)
+        train_until(options(dataset, tmp_path / "other", **SKIP), 6)
     poison(monkeypatch, set(range(1, 100)))
     result = call(train.main, *resume_options(tmp_path / "other"))
     assert_one_sentence(result, "step 8 ", "3 skipped steps in a row", "the checkpoint of step 6 is good")
