@@ -13,6 +13,7 @@ from common.errors import UserError
 from corpus.metadata import META_FILE, SPLITS, Metadata, Shard, read_metadata
 from corpus.token_file import TokenFile
 from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
+from corpus.verification import is_verified, note_verified
 
 DATA_ROOT = Path(__file__).resolve().parents[1] / "data"
 PIECE_TOKENS = 1 << 22  # shards are hashed and checked in pieces of this size, to bound memory
@@ -80,9 +81,9 @@ class Dataset:
     def open(cls, folder: Path, verify: bool = True) -> "Dataset":
         """Open a folder that a `DatasetWriter` wrote.
 
-        Sizes are always checked; `verify` also reads every shard once (1 to 2 GB/s), to compare its SHA-256
-        and to check that its tokens are in the vocabulary. `UserError` for whatever is missing, malformed or
-        changed.
+        Sizes are always checked. `verify` also reads every shard (1 to 2 GB/s), to compare its SHA-256 and to check
+        that its tokens are in the vocabulary, unless it has done so before and no file has changed since.
+        `UserError` for whatever is missing, malformed or changed.
         """
         meta = read_metadata(folder)
         try:
@@ -90,11 +91,13 @@ class Dataset:
         except UserError as error:
             raise UserError(f"{folder / META_FILE} is malformed: {error}") from error
         meta = dataclasses.replace(meta, tokenizer=tokenizer.to_metadata())
-        for shards in meta.splits.values():
+        shards = [shard for split in meta.splits.values() for shard in split]
+        for shard in shards:
+            _check_size(folder / shard.file, shard, meta.dtype)
+        if verify and not is_verified(folder, meta):
             for shard in shards:
-                _check_size(folder / shard.file, shard, meta.dtype)
-                if verify:
-                    _check_contents(folder / shard.file, shard, meta.dtype, tokenizer.vocab_size)
+                _check_contents(folder / shard.file, shard, meta.dtype, tokenizer.vocab_size)
+            note_verified(folder, meta)
         return cls(folder, meta, tokenizer)
 
     def tokens(self, split: str) -> TokenStream:

@@ -1,6 +1,7 @@
 """A dataset gives back exactly what was written, and says so in one sentence when it cannot."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from itertools import pairwise
@@ -303,3 +304,39 @@ def test_datasets_are_found_by_name_or_path_and_prepared_when_needed(
     for bad in ("empty", "nothing", "", "..", "../made", "x" * 999, "~nobody-of-that-name", "a\0b"):
         with pytest.raises(UserError, match=r"choose one of made, .* python data/text/prepare.py FILE"):
             ensure_prepared(bad)
+
+
+def test_contents_are_verified_once_and_again_when_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, read = write_dataset(tmp_path / "a", TRAIN, VAL), []
+    check = dataset_module._check_contents
+    monkeypatch.setattr(
+        dataset_module, "_check_contents", lambda path, *more: (read.append(path.name), check(path, *more))
+    )
+    Dataset.open(folder)
+    Dataset.open(folder)
+    assert read == ["train.bin", "val.bin"] * 2, "just written: a change could still have the same time stamp"
+    for path in folder.glob("*.bin"):
+        os.utime(path, ns=(10**18, 10**18))
+    read.clear()
+    for _ in range(3):
+        Dataset.open(folder)
+    assert read == ["train.bin", "val.bin"]
+    data = bytearray((folder / "val.bin").read_bytes())
+    data[0] ^= 1
+    (folder / "val.bin").write_bytes(data)
+    with pytest.raises(UserError, match="SHA-256"):
+        Dataset.open(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_verified_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_dataset(tmp_path / "a", TRAIN, VAL)
+    for path in folder.glob("*.bin"):
+        os.utime(path, ns=(10**18, 10**18))
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("corpus.verification.write_atomically", refuse)
+    assert Dataset.open(folder).fingerprint and not (folder / "verified.json").exists()
