@@ -1,11 +1,13 @@
-"""What follows attention in a block: splines, or the MLPs they are compared with. Each maps n_embd → n_embd.
+"""Feed-forward layers that follow attention in a block: splines, and the MLPs they are compared with.
 
-With `token_shift` the gates of gated ones see a mix of the token and the one before; the others see only that mix.
+Each maps width → width. A layer whose class says `takes_gate_input` has a gate and takes the input of that gate as a
+second argument: with token shift that is a mix of the token and the one before. Layers without a gate get only the mix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,8 @@ def relu_squared(x: Tensor) -> Tensor:
 class SwiGLU(nn.Module):
     """Linear(SiLU(Linear(x)) ⊙ Linear(x)) (Shazeer 2020)."""
 
+    takes_gate_input: ClassVar[bool] = True
+
     def __init__(self, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.c_gate = nn.Linear(width, hidden, bias=bias)
@@ -55,6 +59,8 @@ class SwiGLU(nn.Module):
 
 class GatedSplines(nn.Module):
     """Linear(KANLayer(x) ⊙ Linear(x)): learnt directions beside the learnt functions of given ones."""
+
+    takes_gate_input: ClassVar[bool] = True
 
     def __init__(self, splines: nn.Module, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
         """`splines` maps width → hidden."""

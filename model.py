@@ -319,7 +319,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.norm_2 = normalization(config)
         self.ffn = FEED_FORWARDS[config.ffn](config)
-        self.is_gated = isinstance(self.ffn, GatedSplines | SwiGLU)
+        self.shifts_gate_alone = getattr(self.ffn, "takes_gate_input", False)
         self.token_shift = TokenShift(config.n_embd) if config.token_shift else None
         self.dropout = nn.Dropout(config.dropout)
 
@@ -330,7 +330,7 @@ class Block(nn.Module):
             return x + self.dropout(self.ffn(h))
         first = cache.shift(self.layer, h) if cache is not None else torch.zeros_like(h[:, :1])
         mixed = self.token_shift(h, first)
-        return x + self.dropout(self.ffn(h, mixed) if self.is_gated else self.ffn(mixed))
+        return x + self.dropout(self.ffn(h, mixed) if self.shifts_gate_alone else self.ffn(mixed))
 
 
 class GPT(nn.Module):

@@ -123,7 +123,7 @@ def simplified(checkpoint: LoadedCheckpoint, tolerance: float) -> tuple[GPT, lis
     for layer, x in zip(model.spline_layers(), inputs, strict=True):
         rows = layer.rows(x)
         assert rows is not None
-        seen = simplification.moments(rows, layer.num_control_points, layer.spline_width)
+        seen = simplification.moments(rows, layer.grid)
         plan = simplification.plan(layer.control_points().detach().float().numpy(), seen, tolerance)
         apply(plan, layer)
         curved, straight, removed = (int(part.sum()) for part in (plan.kept, plan.straight, plan.removed))

@@ -36,6 +36,8 @@ FRAMES_PER_SECOND = 12
 BETWEEN = 5  # frames between two checkpoints
 HOLD_S = 1.6  # on the last checkpoint
 DPI = 100
+EVEN_SIZE = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # the pixel format of MP4 asks for it
+WIDTH, HEIGHT, GAP, LEFT, TOP = 1.75, 1.22, 0.14, 0.62, 0.92  # of the panels, in inches
 
 
 def write_film(
@@ -74,9 +76,6 @@ def movie_writer(path: Path) -> AbstractMovieWriter:
     return FFMpegWriter(fps=FRAMES_PER_SECOND, codec="h264", extra_args=["-pix_fmt", "yuv420p", "-vf", EVEN_SIZE])
 
 
-EVEN_SIZE = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # which that pixel format asks for
-
-
 def between(first: Moment, second: Moment) -> list[Moment]:
     """`first`, and BETWEEN moments on the way to `second`, which say that they are that."""
     moments = [first]
@@ -90,22 +89,10 @@ def between(first: Moment, second: Moment) -> list[Moment]:
 
 def mixed(old: SplineView, new: SplineView, share: float) -> SplineView:
     """The spline at `share` of the way: on the new one's grid, with the old one's function interpolated there."""
-    knots = np.linspace(-new.spline_width / 2, new.spline_width / 2, len(new.control_points))
-    points = (1 - share) * values_at(old, knots) + share * new.control_points
+    old_values = old.grid.values(old.control_points, new.grid.knots())
+    points = (1 - share) * old_values + share * new.control_points
     histogram = (1 - share) * old.histogram + share * new.histogram
     return replace(new, control_points=points, histogram=histogram)
-
-
-def values_at(view: SplineView, x: np.ndarray) -> np.ndarray:
-    """The spline's values at x, (n,), straight lines beyond its grid."""
-    cells = len(view.control_points) - 1
-    u = (np.asarray(x, np.float64) + view.spline_width / 2) * (cells / view.spline_width)
-    j = np.clip(np.floor(u), 0, cells - 1).astype(int)
-    points = view.control_points.astype(np.float64)
-    return points[j] + (u - j) * (points[j + 1] - points[j])
-
-
-WIDTH, HEIGHT, GAP, LEFT, TOP = 1.75, 1.22, 0.14, 0.62, 0.92
 
 
 def sheet_size(count: int) -> tuple[float, float]:

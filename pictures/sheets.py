@@ -119,28 +119,25 @@ def draw_splines(page: Page, panels: Sequence[Panel], views: Sequence[SplineView
     )
     beyond = [panel.at(*line) for panel, view in pairs for line in extrapolations(view, panel.x_end, panel.limit)]
     page.lines(beyond, page.style.accent, line_width * 0.7, linestyles=(0, (2.2, 2)), capstyle="butt", zorder=3)
-    curves = [panel.at(view_knots(view), view.control_points) for panel, view in pairs]
+    curves = [panel.at(view.grid.knots(), view.control_points) for panel, view in pairs]
     page.lines(curves, page.style.accent, line_width, zorder=3)
     if len(views[0].control_points) <= 40:  # more would hide the curve
         page.dots(curves, 2.4 * line_width)
-
-
-def view_knots(view: SplineView) -> Array:
-    return np.linspace(-view.spline_width / 2, view.spline_width / 2, len(view.control_points))
 
 
 def histogram_area(panel: Panel, view: SplineView) -> Array:
     """The outline of the view's histogram, its peak at six tenths of the panel's height."""
     edges = np.linspace(-panel.x_end, panel.x_end, len(view.histogram) + 1)
     tops = view.histogram * (1.2 * panel.limit / max(float(view.histogram.max()), 1e-12)) - panel.limit
-    x = np.concatenate([np.repeat(edges, 2)])  # down to the floor at both ends
+    x = np.repeat(edges, 2)
+    # Down to the floor at both ends.
     y = np.concatenate([[-panel.limit], np.repeat(tops, 2), [-panel.limit]])
     return panel.at(x, y)
 
 
 def extrapolations(view: SplineView, x_end: float, limit: float) -> list[tuple[Array, Array]]:
     """The straight continuations on both sides, up to the panel's edge: x (2,) and y (2,) of each."""
-    knots, values = view_knots(view), view.control_points
+    knots, values = view.grid.knots(), view.control_points
     lines = []
     for end, inner in ((0, 1), (-1, -2)):
         slope = float(values[end] - values[inner]) / float(knots[end] - knots[inner])

@@ -79,11 +79,7 @@ def sampled(view: SplineView) -> tuple[Array, Array, Array]:
     known = view.histogram.any()
     end = (VISIBLE if known else 0.5) * view.spline_width
     x = np.linspace(-end, end, POINTS)
-    cells = len(view.control_points) - 1
-    u = (x + view.spline_width / 2) * (cells / view.spline_width)
-    j = np.clip(np.floor(u), 0, cells - 1).astype(int)
-    points = view.control_points.astype(np.float64)
-    y = points[j] + (u - j) * (points[j + 1] - points[j])
+    y = view.grid.values(view.control_points, x)
     if not known:
         return x, y, np.full(POINTS, 1 / POINTS)
     bins = np.minimum((np.arange(POINTS) * len(view.histogram)) // POINTS, len(view.histogram) - 1)

@@ -1,4 +1,4 @@
-"""Another grid for the same functions: where its knots must lie for that, and what becomes of control points."""
+"""A uniform grid of knots: where inputs lie on it, values of splines, and the change to another grid."""
 
 from __future__ import annotations
 
@@ -35,14 +35,29 @@ class Grid:
         """`cells` more on each side, as wide as those there are."""
         return Grid(self.points + 2 * cells, self.width + 2 * cells * self.spacing)
 
+    def locate(self, x: Array) -> tuple[Array, Array]:
+        """The cell that each x falls in, 0 … points - 2, and its position there; shapes as x, float64.
+
+        Inside the grid the position is from 0 to 1. Outside it the nearest cell counts, and the position is below 0 or
+        above 1.
+        """
+        u = (np.asarray(x, np.float64) + self.width / 2) / self.spacing
+        cell = np.clip(np.floor(u), 0, self.points - 2).astype(np.int64)
+        return cell, u - cell
+
+    def values(self, control_points: Array, x: Array) -> Array:
+        """A spline with these control points, (points,), at x; straight lines beyond the ends. Shape of x, float64."""
+        cell, t = self.locate(x)
+        points = control_points.astype(np.float64)
+        return points[cell] + t * (points[cell + 1] - points[cell])
+
     def interpolation(self, new: Grid) -> Array:
-        """What gives the values at the knots of `new` from control points here: (new.points, points)."""
-        u = (new.knots() + self.width / 2) / self.spacing
-        cell = np.clip(np.floor(u), 0, self.points - 2).astype(int)
+        """The matrix, (new.points, points), that maps control points on this grid to values at the knots of `new`."""
+        cell, t = self.locate(new.knots())
         rows = np.arange(new.points)
         matrix = np.zeros((new.points, self.points))
-        matrix[rows, cell] = 1 - (u - cell)
-        matrix[rows, cell + 1] = u - cell
+        matrix[rows, cell] = 1 - t
+        matrix[rows, cell + 1] = t
         return matrix
 
     def is_exact_on(self, new: Grid) -> bool:

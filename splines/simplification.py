@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splines.grid import Array
+from splines.grid import Array, Grid
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,12 @@ class Moments:
     """Var[x], (I,)."""
 
 
-def moments(rows: Array, points: int, width: float) -> Moments:
-    """Of activations (M, I), on a grid of that many points and that width."""
+def moments(rows: Array, grid: Grid) -> Moments:
+    """The means over activations (M, I) that the replacement of splines on `grid` needs."""
     count, features = rows.shape
+    points = grid.points
     x = rows.astype(np.float64)
-    u = (x + width / 2) * ((points - 1) / width)
-    cell = np.clip(np.floor(u), 0, points - 2).astype(np.int64)
-    t = u - cell  # below 0 or above 1 outside the grid
+    cell, t = grid.locate(x)
     hats = np.zeros((features, points))
     products = np.zeros((features, points))
     pairs = np.zeros((features, points, points))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from splines.grid import Array
+from splines.grid import Array, Grid
 
 HISTOGRAM_BINS = 60
 VISIBLE = 0.75  # what is looked at of the input axis, ± in grid widths: the grid and half as much again
@@ -29,7 +29,7 @@ class Snapshot:
     layer: int
     """Its number among the model's spline layers."""
     name: str
-    """ "layer 3", or where it is if a block has several: "block 1, attention gate"."""
+    """For example "layer 3", or the place in the block if it has several: "block 1, attention gate"."""
     in_features: int
     """Of the whole layer."""
     out_features: int
@@ -67,9 +67,8 @@ class Snapshot:
         return int(self.control_points.shape[1])
 
     @property
-    def knots(self) -> Array:
-        """Where the control points lie on the input axis, (G,)."""
-        return np.linspace(-self.spline_width / 2, self.spline_width / 2, self.num_control_points)
+    def grid(self) -> Grid:
+        return Grid(self.num_control_points, self.spline_width)
 
     @property
     def is_whole(self) -> bool:
@@ -108,14 +107,14 @@ def take(
     `rows`: activations that reach it, (M, I), finite; `tokens`: the tokens that they belong to, (M,). `layer` is its
     number among the model's spline layers.
     """
-    in_features, knots, out_features = control_points.shape
+    in_features, points, out_features = control_points.shape
     outside, reach = np.full(in_features, math.nan, np.float32), math.nan
     if rows is not None:
         distance = np.abs(rows)
         outside = np.mean(distance > spline_width / 2, axis=0, dtype=np.float32)
         reach = float(np.quantile(distance, REACH))
     histogram, below, above = activation_histogram(rows, in_features, spline_width)
-    use, cells = knot_use(rows, in_features, knots, spline_width)
+    use, cells = knot_use(rows, in_features, Grid(points, spline_width))
     seen, means = token_means(rows, tokens)
     return Snapshot(
         layer=layer,
@@ -138,15 +137,14 @@ def take(
     )
 
 
-def knot_use(rows: Array | None, features: int, knots: int, width: float) -> tuple[Array, Array]:
+def knot_use(rows: Array | None, features: int, grid: Grid) -> tuple[Array, Array]:
     """`Snapshot.use` and `Snapshot.cells` of activations (M, I)."""
+    knots = grid.points
     if rows is None:
         return np.full((features, knots), 1 / knots, np.float32), np.zeros((features, knots - 1), np.float32)
-    position = (rows + width / 2) * ((knots - 1) / width)  # (M, I), in knots
-    inside = (position >= 0) & (position <= knots - 1)
-    np.clip(position, 0, knots - 1, out=position)
-    cell = np.minimum(position.astype(np.int64), knots - 2)
-    share = (position - cell).ravel()
+    cell, position = grid.locate(rows)  # (M, I) each
+    inside = (position >= 0) & (position <= 1)
+    share = position.clip(0, 1).ravel()
     left = (cell + knots * np.arange(features)).ravel()  # (M, I) → (M·I,)
     use = np.bincount(left, 1 - share, features * knots) + np.bincount(left + 1, share, features * knots)
     cells = np.bincount(left, inside.ravel(), features * knots).reshape(features, knots)[:, :-1]

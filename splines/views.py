@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splines.grid import Array
+from splines.grid import Array, Grid
 from splines.snapshot import Snapshot
 
 CURVED_BINS = 25
@@ -34,6 +34,10 @@ class SplineView:
     """Shares of the activations, (HISTOGRAM_BINS,), in even bins on ±VISIBLE · spline_width; zeros if not known."""
     importance: float
     """Curvature weighted with use; 0 for a straight line."""
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(len(self.control_points), self.spline_width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +135,8 @@ def edge_variation(snapshot: Snapshot) -> Variation:
     values = snapshot.control_points.astype(np.float64)  # (I, G, O)
     use = snapshot.use.astype(np.float64)
     values -= np.einsum("ig,igo->io", use, values)[:, None]  # (I, G, O), around each spline's mean
-    knots = snapshot.knots - use @ snapshot.knots[:, None]  # (I, G), around each feature's mean
+    knots = snapshot.grid.knots()
+    knots = knots - use @ knots[:, None]  # (I, G), around each feature's mean
     total = np.einsum("ig,igo->io", use, values**2)
     spread = np.maximum((use * knots**2).sum(1), np.finfo(np.float32).tiny)
     explained = np.einsum("ig,igo->io", use * knots, values) ** 2 / spread[:, None]

@@ -103,7 +103,7 @@ def test_the_view_and_its_continuation_are_the_layers_function():
             alone.weight[view.input, :, view.output] = layer.weight[view.input, :, view.output]
         lines = sheets.extrapolations(view, x_end=2.25, limit=100)
         xs = np.concatenate([np.random.default_rng(0).uniform(-1.5, 1.5, 50), *(x for x, _ in lines)])
-        ys = np.concatenate([np.interp(xs[:50], sheets.view_knots(view), view.control_points), *(y for _, y in lines)])
+        ys = np.concatenate([np.interp(xs[:50], view.grid.knots(), view.control_points), *(y for _, y in lines)])
         x = torch.zeros(len(xs), 3)
         x[:, view.input] = torch.from_numpy(xs)
         np.testing.assert_allclose(alone(x)[:, view.output].detach(), ys, atol=1e-5)

@@ -10,9 +10,9 @@ from PIL import Image
 import plot
 import train
 from pictures import film
-from pictures.film import Moment, between, values_at
+from pictures.film import Moment, between
 from splines.records import SplineRecords
-from splines.views import view_splines
+from splines.views import SplineView, view_splines
 from tests.report_runs import look_at, make_run, random_layer
 from tests.runs import assert_one_sentence, call, make_dataset, options
 from training.run_splines import splines_at
@@ -25,6 +25,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         step: [random_layer(6, 7, knots, seed=step + k) for k in (0, 1)] for step, knots in ((0, 3), (10, 5), (20, 5))
     }
     return make_run(tmp_path_factory.mktemp("plot") / "run", layers)
+
+
+def values_at(view: SplineView, x: np.ndarray) -> np.ndarray:
+    """The spline at x, straight beyond its grid, by NumPy's interpolation between far ends of the outer pieces."""
+    knots = np.linspace(-view.spline_width / 2, view.spline_width / 2, len(view.control_points))
+    points = view.control_points.astype(np.float64)
+    far = 1000.0
+    left = points[0] - far * (points[1] - points[0]) / (knots[1] - knots[0])
+    right = points[-1] + far * (points[-1] - points[-2]) / (knots[-1] - knots[-2])
+    return np.interp(x, [knots[0] - far, *knots, knots[-1] + far], [left, *points, right])
 
 
 def test_a_film_shows_every_step_and_holds_the_last(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import simplify
 import train
 from kan_layer import KANLayer
 from simplify import apply
+from splines.grid import Grid
 from splines.simplification import moments, plan
 from tests.runs import assert_one_sentence, call, make_dataset, options, read_metrics
 from training.checkpoint import load_checkpoint
@@ -51,7 +52,7 @@ def test_no_spline_changes_by_more_than_the_tolerance(shape, tolerance, spread, 
         layer.weight *= 10 ** (-2 * torch.rand(inputs, 1, outputs, generator=generator, dtype=torch.float64))
     x = torch.randn(300, inputs, generator=generator) * spread
     before, sums = single(layer, x), layer(x.double())
-    found = plan(layer.control_points().detach().numpy(), moments(x.numpy(), 2 * half + 1, 4.0), tolerance)
+    found = plan(layer.control_points().detach().numpy(), moments(x.numpy(), Grid(2 * half + 1, 4.0)), tolerance)
     assert not (found.removed & found.straight).any()
     apply(found, layer)
     after = single(layer, x)
@@ -68,7 +69,7 @@ def test_a_tolerance_of_nothing_keeps_every_curve_and_a_large_one_none() -> None
     layer = KANLayer(4, 3, num_control_points=6)
     with torch.no_grad():
         layer.weight.normal_()
-    seen = moments(torch.randn(200, 4).numpy(), 6, 4.0)
+    seen = moments(torch.randn(200, 4).numpy(), Grid(6, 4.0))
     assert plan(layer.control_points().detach().numpy(), seen, 0.0).kept.all()
     assert plan(layer.control_points().detach().numpy(), seen, 1e6).removed.all()
 

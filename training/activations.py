@@ -32,7 +32,7 @@ def take_snapshots(model: GPT, batches: Batches) -> list[Snapshot]:
 
 
 def layer_names(model: GPT) -> list[str]:
-    """ "layer 0" …, or the block and the place in it if any block has several spline layers."""
+    """Names like "layer 0", or the block and the place in it if any block has several spline layers."""
     layers = {id(layer) for layer in model.spline_layers()}
     paths = [path for path, module in model.named_modules() if id(module) in layers]
     blocks = [re.match(r"blocks\.(\d+)\.", path) for path in paths]

@@ -117,12 +117,8 @@ def spline_svg(view: SplineView, limit: float) -> str:
         down = (1 - np.asarray(y) / (1.15 * limit)) / 2 * height
         return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(across, down, strict=True))
 
-    knots, points = (
-        np.linspace(-view.spline_width / 2, view.spline_width / 2, len(view.control_points)),
-        view.control_points,
-    )
-    left = points[0] + (points[0] - points[1]) / (knots[1] - knots[0]) * (end - view.spline_width / 2)
-    right = points[-1] + (points[-1] - points[-2]) / (knots[1] - knots[0]) * (end - view.spline_width / 2)
+    knots, points = view.grid.knots(), view.control_points
+    left, right = view.grid.values(points, np.array([-end, end]))
     peak = max(float(view.histogram.max()), 1e-12)
     step = width / len(view.histogram)
     tops = [height * (1 - 0.6 * float(share) / peak) for share in view.histogram]
