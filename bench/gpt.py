@@ -25,14 +25,14 @@ from bench.race_plot import draw_race
 from figures import DPI
 from training.errors import exit_on_user_error
 from training.files import write_atomically
-from training.options import OptionParser
+from training.options import OptionParser, PathText
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    race: str
+    race: PathText
     """A file of bench/races."""
     equal: str = "steps"
     """What all have the same of: steps, or time (the slower do fewer steps, and end their schedule there)."""
@@ -48,11 +48,11 @@ class Arguments:
     """CPU threads."""
     peers: str = ""
     """Checkouts of others' layers that the race names, NAME=PATH,NAME=PATH; without one its layer takes no part."""
-    nanogpt: str = ""
+    nanogpt: PathText = ""
     """A prepared checkout of nanoGPT, whose own train.py runs by its CPU recipe, with each seed, before the others."""
-    output: str = ""
+    output: PathText = ""
     """A JSON file for the results."""
-    plot: str = ""
+    plot: PathText = ""
     """A picture of the race (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:

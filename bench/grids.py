@@ -26,7 +26,7 @@ from figures import DPI
 from training.config import Config, parse
 from training.errors import UserError, exit_on_user_error
 from training.files import write_atomically
-from training.options import OptionParser
+from training.options import OptionParser, PathText
 
 USAGE = (
     "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
@@ -54,9 +54,9 @@ class Arguments:
     """More options of train.py for all runs: 'optimizer=muon max_iters=600'."""
     threads: int = 1
     """CPU threads."""
-    output: str = "grids.json"
+    output: PathText = "grids.json"
     """Where results are kept; runs that are there are not repeated."""
-    plot: str = ""
+    plot: PathText = ""
     """A picture of these runs (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:

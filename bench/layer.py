@@ -31,7 +31,7 @@ from bench.timing import Passes, take_turns
 from figures import DPI
 from training.errors import exit_on_user_error
 from training.files import write_atomically
-from training.options import OptionParser
+from training.options import OptionParser, PathText
 
 USAGE = "python bench/layer.py [--key value …]"
 LARGEST = 2**31 - 1  # of the numbers that make a shape
@@ -81,9 +81,9 @@ class Options:
     """CPU threads."""
     repeats: int = 9
     """Rounds in which each contestant runs once; the median is reported. Slow contestants get three."""
-    output: str = ""
+    output: PathText = ""
     """A JSON file for the results."""
-    plot: str = ""
+    plot: PathText = ""
     """A picture of the times (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from model import GPT, GPTConfig
 from training.config import parse
 from training.dataset import Dataset, ensure_prepared
 from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
+from training.options import OptionParser, PathText
 
 USAGE = "python bench/scaling.py [--key value …]"
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ GPUS_PER_MACHINE = 8
 class Options:
     estimate: bool = False
     """Print the calculated share of communication on GPUs, and measure nothing."""
-    config: str = "configs/shakespeare_char_cpu.toml"
+    config: PathText = "configs/shakespeare_char_cpu.toml"
     """The recipe to measure."""
     accumulation: int = 2
     """gradient_accumulation_steps: passes of a step, which the processes share."""

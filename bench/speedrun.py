@@ -28,7 +28,7 @@ from bench import nanogpt
 from bench.machine import machine_name
 from training.dataset import Dataset, ensure_prepared
 from training.errors import UserError, exit_on_user_error
-from training.options import OptionParser
+from training.options import OptionParser, PathText
 
 USAGE = "python bench/speedrun.py [--key value …]"
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,13 +39,13 @@ VALIDATION = re.compile(r"\bval (?:loss )?(\d+\.\d+)")
 class Options:
     target: float = 1.88
     """The loss to reach, in nats per character; nanoGPT's README gives 1.88."""
-    config: str = "configs/speedrun.toml"
+    config: PathText = "configs/speedrun.toml"
     """Our recipe."""
     swiglu: str = "--ffn swiglu --muon_learning_rate 0.02 --max_iters 80 --eval_interval 80 --cooldown_iters 77"
     """Options that make it the SwiGLU twin's; with the fewest steps in which that reaches the target on every seed."""
     mlp: str = "--ffn mlp --max_iters 106 --eval_interval 106 --cooldown_iters 103"
     """The same for the usual MLP."""
-    nanogpt: str = ""
+    nanogpt: PathText = ""
     """A checkout of nanoGPT; without one it does not take part."""
     threads: int = 2
     """CPU threads."""

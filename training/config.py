@@ -13,7 +13,8 @@ from typing import Literal
 from kan_layer import check_middle
 from model import GPTConfig
 from training.errors import UserError
-from training.options import OptionParser
+from training.files import expand_home
+from training.options import OptionParser, PathText
 from training.refinement import Stage, parse_stages
 
 if sys.version_info >= (3, 11):
@@ -32,7 +33,7 @@ class Config(GPTConfig):
     """A folder under data/ (prepared on the spot if need be), or the path of any prepared folder."""
     verify_data: bool = True
     """Compare the data with its SHA-256 before training (1-2 GB a second)."""
-    out_dir: str = ""
+    out_dir: PathText = ""
     """Where the run is kept; by default runs/NAME-FFN, numbered if that is taken."""
     resume: bool = False
     """Go on from the newest good checkpoint in out_dir, with the run's own configuration."""
@@ -47,7 +48,7 @@ class Config(GPTConfig):
     max_iters: int = 2000
     """Optimizer steps in all."""
 
-    init_from: str = ""
+    init_from: PathText = ""
     """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or a GPT-2
     on its hub (gpt2). Its architecture is taken over; linear layers are swapped for splines (kan_swap) but with
     --ffn mlp."""
@@ -197,7 +198,7 @@ def parse(arguments: Sequence[str], saved: Path | None = None) -> tuple[Config, 
     Later wins: defaults, the `saved` configuration of a run that is resumed, the TOML file, the options.
     Raises UserError for whatever is unknown, of the wrong type or out of range.
     """
-    file = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    file = Path(expand_home(arguments[0])) if arguments and not arguments[0].startswith("-") else None
     options = arguments[1:] if file else arguments
     tokens = [token for source in (saved, file) if source for token in _toml_tokens(source)]
     return PARSER.parse([*tokens, *options]), file

@@ -10,6 +10,7 @@ from pathlib import Path
 from training.dataset_metadata import SPLITS, read_metadata
 from training.dataset_writer import DatasetWriter
 from training.errors import UserError
+from training.files import expand_home
 from training.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_metadata
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for each wait on the network, not for the whole
@@ -26,7 +27,7 @@ def argument_parser(
     parser.add_argument(
         "local_file",
         metavar="LOCAL_FILE",
-        type=Path,
+        type=lambda text: Path(expand_home(text)),
         nargs="?",
         help=local_file_help,
     )

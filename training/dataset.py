@@ -12,6 +12,7 @@ import numpy as np
 from training.dataset_metadata import META_FILE, SPLITS, Metadata, Shard, read_metadata
 from training.distributed import World
 from training.errors import UserError
+from training.files import expand_home
 from training.token_file import TokenFile
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
@@ -119,9 +120,10 @@ def find_dataset(name: str) -> Path:
     try:
         if plain and (DATA_ROOT / name).is_dir():
             return DATA_ROOT / name
-        if name and (Path(name).expanduser() / META_FILE).is_file():
-            return Path(name).expanduser()
-    except (OSError, RuntimeError, ValueError):  # too long for a path, no such ~user, a zero byte
+        path = Path(expand_home(name))
+        if name and (path / META_FILE).is_file():
+            return path
+    except (OSError, ValueError):  # too long for a path, a zero byte
         pass
     raise UserError(f"there is no dataset {name!r}; {_what_there_is()}")
 
