@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from page import STYLES, Page, Panel, Style, chosen_style, ramp
+from page import STYLES, Page, Panel, Style, chosen_style, matplotlib_defaults, ramp
 from spline_snapshot import VISIBLE, Array, Snapshot, take
 from spline_views import SplineView, edge_importance, varied_top, view_splines
 
@@ -47,6 +47,7 @@ def needed_limit(splines: Sequence[SplineView]) -> float:
     return max((float(np.abs(spline.control_points).max()) for spline in splines), default=0.0)
 
 
+@matplotlib_defaults()
 def draw_layer_sheet(
     views: Sequence[SplineView],
     title: str,
@@ -74,6 +75,7 @@ def draw_layer_sheet(
     return page.figure
 
 
+@matplotlib_defaults()
 def draw_spline(view: SplineView, title: str, style: Style = STYLES["light"], show: bool = False) -> Figure:
     """One spline alone, large, with axes that say what they measure."""
     left, top, width, height = 0.95, 1.22, 5.9, 3.5
@@ -157,6 +159,7 @@ def extrapolations(view: SplineView, x_end: float, limit: float) -> list[tuple[A
     return lines
 
 
+@matplotlib_defaults()
 def draw_contact_sheet(
     control_points: Array, importance: Array, title: str, style: Style = STYLES["light"], show: bool = False
 ) -> Figure:
@@ -186,6 +189,7 @@ def draw_contact_sheet(
     return page.figure
 
 
+@matplotlib_defaults()
 def plot_layer(
     layer: KANLayer,
     inputs: Features = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from figures import draw_edge_label, draw_splines, draw_tick_labels, needed_limit, nice_limit
-from page import STYLES, Page, Panel, Style
+from page import STYLES, Page, Panel, Style, matplotlib_defaults
 from spline_snapshot import VISIBLE
 from spline_views import SplineView
 from training.errors import UserError
@@ -38,6 +38,7 @@ HOLD_S = 1.6  # on the last checkpoint
 DPI = 100
 
 
+@matplotlib_defaults()
 def write_film(
     path: Path, frames: Sequence[tuple[int, Sequence[SplineView]]], title: str, style: Style = STYLES["light"]
 ) -> None:

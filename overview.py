@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from figures import capitalized, draw_edge_label, draw_splines, draw_tick_labels
-from page import STYLES, Page, Panel, Style
+from page import STYLES, Page, Panel, Style, matplotlib_defaults
 from spline_snapshot import VISIBLE, Array, Snapshot
 from spline_views import HEAT_MAP_SIZE, LayerView, edge_importance, max_pool, most_important_first
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@matplotlib_defaults()
 def draw_overview(
     layers: Sequence[LayerView], title: str, limit: float, importance_limit: float, style: Style = STYLES["light"]
 ) -> Figure:

@@ -22,10 +22,10 @@ from bench.peer_blocks import register
 from bench.peers import load_peers
 from bench.race import Curve, Options, Race, Summary, run_side_by_side, summarize
 from bench.race_plot import draw_race
-from figures import DPI
 from training.errors import exit_on_user_error
 from training.files import write_atomically
 from training.options import OptionParser, PathText
+from training.pictures import save_picture
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
 
@@ -180,7 +180,7 @@ def keep(
     if arguments.plot:
         where = f"{record['machine']}, {arguments.threads} threads, torch {torch.__version__}"
         title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
-        draw_race(curves, title, where).savefig(arguments.plot, dpi=DPI)
+        save_picture(draw_race(curves, title, where), Path(arguments.plot))
 
 
 if __name__ == "__main__":

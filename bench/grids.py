@@ -22,11 +22,11 @@ from bench.grids_plot import draw_grids
 from bench.machine import machine_name
 from bench.outputs import check_outputs
 from bench.race import run_side_by_side
-from figures import DPI
 from training.config import Config, parse
 from training.errors import UserError, exit_on_user_error
 from training.files import write_atomically
 from training.options import OptionParser, PathText
+from training.pictures import save_picture
 
 USAGE = (
     "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
@@ -107,7 +107,7 @@ def main() -> None:
     shown = [entry for entry in entries if entry.key in {run.key for run in wanted}]
     print_table(shown)
     if arguments.plot:
-        draw_grids(shown, f"{RECIPE} {arguments.more}").savefig(arguments.plot, dpi=DPI)
+        save_picture(draw_grids(shown, f"{RECIPE} {arguments.more}"), Path(arguments.plot))
 
 
 def runs(arguments: Arguments) -> Iterator[Entry]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.race_plot import COLORS, DASHES, STYLE, draw_band, label_ends, style_axes
+from page import matplotlib_defaults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 SHOWN = 0.75  # of the way from the lowest of the last losses to the highest of the first
 
 
+@matplotlib_defaults()
 def draw_grids(entries: Sequence[Entry], where: str) -> Figure:
     """Lines are means over seeds, bands go from the lowest to the highest."""
     from matplotlib.figure import Figure

@@ -28,10 +28,10 @@ from bench.outputs import check_outputs
 from bench.peers import load_peers
 from bench.result import Measurement, Result, header
 from bench.timing import Passes, take_turns
-from figures import DPI
 from training.errors import exit_on_user_error
 from training.files import write_atomically
 from training.options import OptionParser, PathText
+from training.pictures import save_picture
 
 USAGE = "python bench/layer.py [--key value …]"
 LARGEST = 2**31 - 1  # of the numbers that make a shape
@@ -160,7 +160,7 @@ def main() -> None:
     if options.plot:
         where = f"{machine_name(options.device)}, {options.threads} threads"
         figure = draw_times(results, f"Medians of {options.repeats} rounds, {where}.\n{HOW_TO_READ}")
-        figure.savefig(options.plot, dpi=DPI)
+        save_picture(figure, Path(options.plot))
 
 
 def time_case(

@@ -15,7 +15,7 @@ import numpy as np
 
 from figures import DPI, SHEET_SPLINES, capitalized, draw_layer_sheet, needed_limit, nice_limit
 from overview import draw_overview
-from page import STYLES, Style
+from page import STYLES, Style, matplotlib_defaults
 from spline_snapshot import MOST_TOKENS, TOKENS_AT_ONCE, Snapshot
 from spline_views import LayerView, layer_view
 from training.batches import Batch, evaluation_batches
@@ -117,6 +117,7 @@ def picture_batches(stream: TokenStream, block_size: int) -> list[Batch]:
     return list(evaluation_batches(stream, length, rows, math.ceil(MOST_TOKENS / (rows * length))))
 
 
+@matplotlib_defaults()
 def save_picture(figure: Figure, path: Path) -> None:
     """Write a picture whose name decides the format (.png, .svg, .pdf), whole or not at all."""
     buffer = io.BytesIO()
