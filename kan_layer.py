@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import backends
-from parametrisation import VARIANTS, Parametrisation, widest_dtype
-from regrid import Grid, fitted_width, second_differences
+
+def refuse_namesakes(*names: str) -> None:
+    """ImportError if one of these modules would not be the one beside this file, before anything of it is run."""
+    here = Path(__file__).resolve().parent
+    for name in names:
+        spec = find_spec(name)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if spec is None or found is None or here != found.parents[spec.submodule_search_locations is not None]:
+            raise ImportError(
+                f"kan_layer needs its own {name}, in {here}, but Python finds {found or 'another'} first; "
+                f"rename that one, or put {here} first on sys.path"
+            )
+
+
+refuse_namesakes("backends", "parametrisation", "regrid", "figures", "page", "spline_snapshot", "spline_views")
+
+import backends  # noqa: E402
+from parametrisation import VARIANTS, Parametrisation, widest_dtype  # noqa: E402
+from regrid import Grid, fitted_width, second_differences  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,7 +21,7 @@ from overview import draw_overview
 from page import matplotlib_defaults
 from spline_views import layer_view, view_splines
 from tests.report_runs import look_at, make_run, random_layer
-from tests.runs import ROOT, run_command
+from tests.runs import run_command
 from training.pictures import save_picture
 
 # What people set. Whether LaTeX is installed does not matter: nothing of ours may ask for it.
