@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +14,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import backends
-from pictures.page import chosen_style
-from pictures.sheets import DPI, draw_snapshot
-from splines.checks import check_choice, check_integer, check_middle, check_width
-from splines.grid import Array, Grid, fitted_width, second_differences
-from splines.parametrisation import VARIANTS, Parametrisation, widest_dtype
-from splines.snapshot import Snapshot, take
+
+def refuse_namesakes(*names: str) -> None:
+    """ImportError if one of these modules would not be the one beside this file, before anything of it is run."""
+    here = Path(__file__).resolve().parent
+    for name in names:
+        spec = find_spec(name)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if spec is None or found is None or here != found.parents[spec.submodule_search_locations is not None]:
+            raise ImportError(
+                f"kan_layer needs its own {name}, in {here}, but Python finds {found or 'another'} first; "
+                f"rename that one, or put {here} first on sys.path"
+            )
+
+
+refuse_namesakes("backends", "splines", "pictures", "common")
+
+import backends  # noqa: E402
+from pictures.page import chosen_style, matplotlib_defaults  # noqa: E402
+from pictures.sheets import DPI, draw_snapshot  # noqa: E402
+from splines.checks import check_choice, check_integer, check_middle, check_width  # noqa: E402
+from splines.grid import Array, Grid, fitted_width, second_differences  # noqa: E402
+from splines.parametrisation import VARIANTS, Parametrisation, widest_dtype  # noqa: E402
+from splines.snapshot import Snapshot, take  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -299,6 +317,7 @@ class KANLayer(nn.Module):
             raise ValueError("activations must be finite; got NaN or infinity")
         return rows
 
+    @matplotlib_defaults()
     def plot(
         self,
         inputs: int | Sequence[int] | None = None,

@@ -18,7 +18,7 @@ from splines.views import SplineView, most_curved
 from training.run_splines import splines_at
 from webpage.build import STRIP_SPLINES, build_page
 from webpage.packing import pack
-from webpage.run_data import read_run
+from webpage.run_data import read_run, read_runs
 
 USAGE = "python report.py OUT_DIR [OUT_DIR …] [--live] [--output FILE]"
 REPORT_FILE = "report.html"
@@ -53,7 +53,7 @@ def write_report(out_dirs: Sequence[Path], output: Path | None = None, live: boo
 
     UserError for a directory that holds no run or is damaged; OSError if the page cannot be written.
     """
-    runs = [read_run(directory) for directory in out_dirs]
+    runs = read_runs(out_dirs)
     # Splines are shown of one run: the first that has any.
     runs.sort(key=lambda run: not SplineRecords(run.directory).steps())
     records = SplineRecords(runs[0].directory)

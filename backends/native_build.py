@@ -114,7 +114,7 @@ def cache_directory() -> Path:
         if sys.platform == "darwin":
             home = Path.home() / "Library" / "Caches"
         else:
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         directory = home / "splinegpt"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(directory, os.W_OK) and directory.stat().st_uid == os.getuid():

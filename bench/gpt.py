@@ -22,17 +22,17 @@ from bench.shared.peer_blocks import register
 from bench.shared.peers import load_peers
 from bench.shared.race import Curve, Options, Race, Summary, run_side_by_side, summarize
 from bench.shared.race_plot import draw_race
-from common.command_line import OptionParser
+from common.command_line import OptionParser, PathText
 from common.errors import exit_on_user_error
 from common.files import write_atomically
-from pictures.sheets import DPI
+from pictures.run_pictures import save_picture
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    race: str
+    race: PathText
     """A file of bench/races."""
     equal: str = "steps"
     """What all have the same of: steps, or time (the slower do fewer steps, and end their schedule there)."""
@@ -48,11 +48,11 @@ class Arguments:
     """CPU threads."""
     peers: str = ""
     """Checkouts of others' layers that the race names, NAME=PATH,NAME=PATH; without one its layer takes no part."""
-    nanogpt: str = ""
+    nanogpt: PathText = ""
     """A prepared checkout of nanoGPT, whose own train.py runs by its CPU recipe, with each seed, before the others."""
-    output: str = ""
+    output: PathText = ""
     """A JSON file for the results."""
-    plot: str = ""
+    plot: PathText = ""
     """A picture of the race (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ def keep(
     if arguments.plot:
         where = f"{record['machine']}, {arguments.threads} threads, torch {torch.__version__}"
         title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
-        draw_race(curves, title, where).savefig(arguments.plot, dpi=DPI)
+        save_picture(draw_race(curves, title, where), Path(arguments.plot))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ from bench.shared.machine import machine_name
 from bench.shared.outputs import check_outputs
 from bench.shared.race import run_side_by_side
 from bench.shared.race_plot import COLORS, DASHES, STYLE, draw_band, label_ends, style_axes
-from common.command_line import OptionParser
+from common.command_line import OptionParser, PathText
 from common.errors import UserError, exit_on_user_error
 from common.files import write_atomically
-from pictures.sheets import DPI
+from pictures.page import matplotlib_defaults
+from pictures.run_pictures import save_picture
 from training.config import Config, parse
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class Arguments:
     """More options of train.py for all runs: 'optimizer=muon max_iters=600'."""
     threads: int = 1
     """CPU threads."""
-    output: str = "grids.json"
+    output: PathText = "grids.json"
     """Where results are kept; runs that are there are not repeated."""
-    plot: str = ""
+    plot: PathText = ""
     """A picture of these runs (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ def main() -> None:
     shown = [entry for entry in entries if entry.key in {run.key for run in wanted}]
     print_table(shown)
     if arguments.plot:
-        draw_grids(shown, f"{RECIPE} {arguments.more}").savefig(arguments.plot, dpi=DPI)
+        save_picture(draw_grids(shown, f"{RECIPE} {arguments.more}"), Path(arguments.plot))
 
 
 def runs(arguments: Arguments) -> Iterator[Entry]:
@@ -185,6 +186,7 @@ def print_table(entries: list[Entry]) -> None:
         print(f"{method:32}" + "".join(cells))
 
 
+@matplotlib_defaults()
 def draw_grids(entries: Sequence[Entry], where: str) -> Figure:
     """Lines are means over seeds, bands go from the lowest to the highest."""
     from matplotlib.figure import Figure

@@ -28,10 +28,10 @@ from bench.shared.outputs import check_outputs
 from bench.shared.peers import load_peers
 from bench.shared.result import Measurement, Result, header
 from bench.shared.timing import Passes, take_turns
-from common.command_line import OptionParser
+from common.command_line import OptionParser, PathText
 from common.errors import exit_on_user_error
 from common.files import write_atomically
-from pictures.sheets import DPI
+from pictures.run_pictures import save_picture
 
 USAGE = "python bench/layer.py [--key value …]"
 LARGEST = 2**31 - 1  # of the numbers that make a shape
@@ -81,9 +81,9 @@ class Options:
     """CPU threads."""
     repeats: int = 9
     """Rounds in which each contestant runs once; the median is reported. Slow contestants get three."""
-    output: str = ""
+    output: PathText = ""
     """A JSON file for the results."""
-    plot: str = ""
+    plot: PathText = ""
     """A picture of the times (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ def main() -> None:
     if options.plot:
         where = f"{machine_name(options.device)}, {options.threads} threads"
         figure = draw_times(results, f"Medians of {options.repeats} rounds, {where}.\n{HOW_TO_READ}")
-        figure.savefig(options.plot, dpi=DPI)
+        save_picture(figure, Path(options.plot))
 
 
 def time_case(

@@ -19,7 +19,7 @@ import torch
 
 from bench.shared.machine import machine_name
 from bench.shared.victim import Victim
-from common.command_line import OptionParser
+from common.command_line import OptionParser, PathText
 from common.errors import UserError, exit_on_user_error
 from corpus.dataset import Dataset, ensure_prepared
 from model import GPT, GPTConfig
@@ -38,7 +38,7 @@ GPUS_PER_MACHINE = 8
 class Options:
     estimate: bool = False
     """Print the calculated share of communication on GPUs, and measure nothing."""
-    config: str = "configs/shakespeare_char_cpu.toml"
+    config: PathText = "configs/shakespeare_char_cpu.toml"
     """The recipe to measure."""
     accumulation: int = 2
     """gradient_accumulation_steps: passes of a step, which the processes share."""

@@ -26,7 +26,7 @@ import torch
 
 from bench.shared import nanogpt
 from bench.shared.machine import machine_name
-from common.command_line import OptionParser
+from common.command_line import OptionParser, PathText
 from common.errors import UserError, exit_on_user_error
 from corpus.dataset import Dataset, ensure_prepared
 
@@ -39,13 +39,13 @@ VALIDATION = re.compile(r"\bval (?:loss )?(\d+\.\d+)")
 class Options:
     target: float = 1.88
     """The loss to reach, in nats per character; nanoGPT's README gives 1.88."""
-    config: str = "configs/speedrun.toml"
+    config: PathText = "configs/speedrun.toml"
     """Our recipe."""
     swiglu: str = "--ffn swiglu --muon_learning_rate 0.02 --max_iters 80 --eval_interval 80 --decay_iters 77"
     """Options that make it the SwiGLU twin's; with the fewest steps in which that reaches the target on every seed."""
     mlp: str = "--ffn mlp --max_iters 106 --eval_interval 106 --decay_iters 103"
     """The same for the usual MLP."""
-    nanogpt: str = ""
+    nanogpt: PathText = ""
     """A checkout of nanoGPT; without one it does not take part."""
     threads: int = 2
     """CPU threads."""

@@ -13,20 +13,26 @@ import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from common.errors import UserError
+from common.files import expand_home
 
 T = TypeVar("T")
 TYRO_CONFIG = (tyro.conf.FlagConversionOff,)  # --resume True, as nanoGPT has it
 HELP = {"-h", "--help"}
 
+_IS_PATH = object()
+PathText = Annotated[str, _IS_PATH]
+"""The type of an option that is a path and stays text, since it may be empty or the name of something else too."""
+
 
 class OptionParser(Generic[T]):
     """Reads `[POSITIONAL] [--key value …]` into a dataclass. `-` and `_` in names are alike, and so is `--key=value`.
 
+    A path, of type Path or PathText, may begin with `~`: no shell expands `--out_dir=~/run`, or what is in a file.
     tyro alone would report a mistake as a box of several lines; so names are checked here, and it types each value.
     """
 
@@ -43,6 +49,9 @@ class OptionParser(Generic[T]):
         self.positional = positional
         self.types: dict[str, Any] = typing.get_type_hints(options)
         self.takes_several = positional is not None and typing.get_origin(self.types[positional]) is tuple
+        self.paths = {
+            name for name, hint in typing.get_type_hints(options, include_extras=True).items() if is_path(hint)
+        }
         self.fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
 
     def parse(self, tokens: Sequence[str]) -> T:
@@ -82,7 +91,7 @@ class OptionParser(Generic[T]):
             name, equals, value = token[2:].partition("=")
             name = self.known(name)
             pairs.append((name, value if equals else self._following_value(name, rest, pairs)))
-        return pairs
+        return [(name, expand_home(value) if name in self.paths else value) for name, value in pairs]
 
     def _following_value(self, name: str, rest: list[str], pairs: Sequence[tuple[str, str]]) -> str:
         """The value after `--name`, taken off `rest`. A switch without one, like `--film OUT_DIR`, means True."""
@@ -137,6 +146,11 @@ class OptionParser(Generic[T]):
         if len(words) > 1 or bool in flat:
             return f" with one of {', '.join(words)}"
         return f" with a value of type {words[0]}"
+
+
+def is_path(hint: Any) -> bool:
+    """Whether a type hint is PathText, Path, or one of these in a tuple, a union or an annotation of tyro's."""
+    return hint is Path or _IS_PATH in getattr(hint, "__metadata__", ()) or any(map(is_path, typing.get_args(hint)))
 
 
 def option_groups(options: type) -> list[type]:

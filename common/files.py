@@ -1,8 +1,16 @@
-"""Small files, written whole or not at all."""
+"""Paths as users write them, and small files, written whole or not at all."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+
+def expand_home(path: str) -> str:
+    """`path` with the home directory in place of a leading ~ or ~USER, as a shell has it; as it is if there is none."""
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # a zero byte or half a character, which no path has
+        return path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

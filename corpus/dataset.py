@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.files import expand_home
 from corpus.metadata import META_FILE, SPLITS, Metadata, Shard, read_metadata
 from corpus.token_file import TokenFile
 from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
@@ -121,9 +122,10 @@ def find_dataset(name: str) -> Path:
     try:
         if plain and (DATA_ROOT / name).is_dir():
             return DATA_ROOT / name
-        if name and (Path(name).expanduser() / META_FILE).is_file():
-            return Path(name).expanduser()
-    except (OSError, RuntimeError, ValueError):  # too long for a path, no such ~user, a zero byte
+        path = Path(expand_home(name))
+        if name and (path / META_FILE).is_file():
+            return path
+    except (OSError, ValueError):  # too long for a path, a zero byte
         pass
     raise UserError(f"there is no dataset {name!r}; {_what_there_is()}")
 

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import expand_home
 from corpus.metadata import SPLITS, read_metadata
 from corpus.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_metadata
 from corpus.writer import DatasetWriter
@@ -26,7 +27,7 @@ def argument_parser(
     parser.add_argument(
         "local_file",
         metavar="LOCAL_FILE",
-        type=Path,
+        type=lambda text: Path(expand_home(text)),
         nargs="?",
         help=local_file_help,
     )

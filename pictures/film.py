@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.errors import UserError
-from pictures.page import STYLES, Page, Panel, Style
+from pictures.page import STYLES, Page, Panel, Style, matplotlib_defaults
 from pictures.sheets import draw_edge_label, draw_splines, draw_tick_labels, needed_limit, nice_limit
 from splines.snapshot import VISIBLE
 from splines.views import SplineView
@@ -40,6 +40,7 @@ EVEN_SIZE = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # the pixel format of MP4 asks for 
 WIDTH, HEIGHT, GAP, LEFT, TOP = 1.75, 1.22, 0.14, 0.62, 0.92  # of the panels, in inches
 
 
+@matplotlib_defaults()
 def write_film(
     path: Path, frames: Sequence[tuple[int, Sequence[SplineView]]], title: str, style: Style = STYLES["light"]
 ) -> None:

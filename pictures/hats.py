@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pictures.page import STYLES, Page, Panel, Style
+from pictures.page import STYLES, Page, Panel, Style, matplotlib_defaults
 from splines.grid import Array
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ WIDTH = 6.0
 EXAMPLE_X = -1.7
 
 
+@matplotlib_defaults()
 def draw_basis(style: Style = STYLES["light"]) -> Figure:
     """Above: the hat functions, one highlighted. Below: the hats times their control points, and their sum."""
     left, top, width, height, gap = 0.75, 1.25, 6.6, 1.35, 0.75

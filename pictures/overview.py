@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pictures.page import STYLES, Page, Panel, Style
+from pictures.page import STYLES, Page, Panel, Style, matplotlib_defaults
 from pictures.sheets import capitalized, draw_edge_label, draw_splines, draw_tick_labels
 from splines.grid import Array
 from splines.snapshot import VISIBLE, Snapshot
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@matplotlib_defaults()
 def draw_overview(
     layers: Sequence[LayerView], title: str, limit: float, importance_limit: float, style: Style = STYLES["light"]
 ) -> Figure:

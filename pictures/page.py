@@ -7,7 +7,8 @@ panel would.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,18 @@ def chosen_style(name: str) -> Style:
     if name not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}; got {name!r}")
     return STYLES[name]
+
+
+@contextmanager
+def matplotlib_defaults() -> Iterator[None]:
+    """Draw and save by matplotlib's own settings, whatever a matplotlibrc, a style or a notebook has chosen.
+
+    All that draws is decorated with it: a picture of ours says the same everywhere, and needs no LaTeX.
+    """
+    from matplotlib import style
+
+    with style.context("default"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,7 @@ def notebook_figure() -> type[Figure]:
     from matplotlib.figure import Figure as BareFigure
 
     class NotebookFigure(BareFigure):
+        @matplotlib_defaults()
         def _repr_png_(self) -> bytes:
             buffer = io.BytesIO()
             self.savefig(buffer, format="png", dpi=110)

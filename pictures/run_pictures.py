@@ -14,7 +14,7 @@ import numpy as np
 
 from common.files import write_atomically
 from pictures.overview import draw_overview
-from pictures.page import STYLES, Style
+from pictures.page import STYLES, Style, matplotlib_defaults
 from pictures.sheets import DPI, SHEET_SPLINES, capitalized, draw_layer_sheet, needed_limit, nice_limit
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
@@ -107,6 +107,7 @@ class SplinePictures:
         save_picture(draw_overview(layers, title, limit, importance_limit, self.style), folder / "overview.png")
 
 
+@matplotlib_defaults()
 def save_picture(figure: Figure, path: Path) -> None:
     """Write a picture whose name decides the format (.png, .svg, .pdf), whole or not at all."""
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pictures.page import STYLES, Page, Panel, Style, ramp
+from pictures.page import STYLES, Page, Panel, Style, matplotlib_defaults, ramp
 from splines.choice import Features, chosen_features
 from splines.grid import Array
 from splines.snapshot import VISIBLE, Snapshot
@@ -43,6 +43,7 @@ def needed_limit(splines: Sequence[SplineView]) -> float:
     return max((float(np.abs(spline.control_points).max()) for spline in splines), default=0.0)
 
 
+@matplotlib_defaults()
 def draw_layer_sheet(
     views: Sequence[SplineView],
     title: str,
@@ -70,6 +71,7 @@ def draw_layer_sheet(
     return page.figure
 
 
+@matplotlib_defaults()
 def draw_spline(view: SplineView, title: str, style: Style = STYLES["light"], show: bool = False) -> Figure:
     """One spline alone, large, with axes that say what they measure."""
     left, top, width, height = 0.95, 1.22, 5.9, 3.5
@@ -150,6 +152,7 @@ def extrapolations(view: SplineView, x_end: float, limit: float) -> list[tuple[A
     return lines
 
 
+@matplotlib_defaults()
 def draw_contact_sheet(
     control_points: Array, importance: Array, title: str, style: Style = STYLES["light"], show: bool = False
 ) -> Figure:

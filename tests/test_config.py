@@ -29,6 +29,7 @@ from training.schedule import learning_rate
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 TYPES = typing.get_type_hints(Config)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+PATH = TEXT.filter(lambda text: not text.startswith("~"))  # which is expanded whenever an option is read
 POSITIVE = st.floats(1e-12, 1e12)
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "ffn": st.sampled_from(sorted(FEED_FORWARDS)),
@@ -42,7 +43,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "learning_rate": POSITIVE,
     "muon_learning_rate": POSITIVE,
     "min_lr": st.just(-1.0),
-    "out_dir": TEXT,
+    "out_dir": PATH,
+    "init_from": PATH,
     "kan_fit_grid": st.floats(0, 1, exclude_max=True) | st.just(-1.0),
     "kan_refine": st.just(""),
 }

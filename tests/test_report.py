@@ -1,6 +1,7 @@
 """What goes into the report: bytes that are the layer, within the budget; every kind of run; nothing from elsewhere."""
 
 import base64
+import json
 import re
 from pathlib import Path
 
@@ -110,6 +111,26 @@ def test_runs_are_compared_and_splines_come_from_the_one_that_has_them(tmp_path:
     page = output.read_text()
     assert "2 training runs side by side" in page and 'id="splines-10"' in page
     assert "class=differs" in page, "ffn differs"
+
+
+def test_runs_whose_folders_have_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    """As in report.py a/out b/out: each has its own column, under a name of its own."""
+    layers = [random_layer(6, 6, 5)]
+    runs = [make_run(tmp_path / name, {0: layers, 10: layers}) for name in ("a/out", "b/out", "c/b/out", "other")]
+    for number, run in enumerate(runs):
+        lines = [json.dumps({"step": step, "val_loss": number + step / 100}) for step in (0, 10)]
+        (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert call(report.main, *runs, runs[0], "--output", tmp_path / "all.html").code == 0
+    page = (tmp_path / "all.html").read_text()
+    table = page[page.index("Validation losses as a table") :].partition("</table>")[0]
+    assert re.findall("<th scope=row>([0-9]+)", table) == ["0", "10"]
+    losses = [float(text) for text in re.findall("<td>([0-9.]+)</td>", table)]
+    assert losses == [0, 1, 2, 3, 0, 0.1, 1.1, 2.1, 3.1, 0.1]
+    names = re.findall("<th scope=col>([^<]+)</th>", table)[1:]
+    assert names[0] == names[4] and len(set(names)) == len(runs)
+    assert names[3] == "other" and all(str(run).endswith(name) for run, name in zip(runs, names[:4], strict=True))
+    legend = page[page.index('class="run0"') :].partition("pale:")[0]
+    assert all(name in legend for name in names)
 
 
 def test_every_kind_of_run_has_a_report(tmp_path: Path) -> None:

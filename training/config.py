@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from common.command_line import OptionParser, heading_of, names_in, option_groups
+from common.command_line import OptionParser, PathText, heading_of, names_in, option_groups
 from common.errors import UserError
+from common.files import expand_home
 from model import GPTConfig
 from splines.checks import check_middle
 from training.old_options import RETIRED, renamed
@@ -49,11 +50,11 @@ class DataOptions:
 
     dataset: str = "stdlib"
     """A folder under data/ (prepared on the spot if need be), or the path of any prepared folder."""
-    out_dir: str = ""
+    out_dir: PathText = ""
     """Where the run is kept; by default runs/NAME-FFN, numbered if that is taken."""
     resume: bool = False
     """Go on from the newest good checkpoint in out_dir, with the run's own configuration."""
-    init_from: str = ""
+    init_from: PathText = ""
     """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or a GPT-2
     on its hub (gpt2). Its architecture is taken over; its linear layers are swapped for splines (kan_swap), unless
     --ffn mlp is given."""
@@ -234,7 +235,7 @@ def parse(arguments: Sequence[str], saved: Path | None = None) -> tuple[Config, 
     Later wins: defaults, the `saved` configuration of a run that is resumed, the TOML file, the options.
     Raises UserError for whatever is unknown, of the wrong type or out of range.
     """
-    file = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    file = Path(expand_home(arguments[0])) if arguments and not arguments[0].startswith("-") else None
     options = arguments[1:] if file else arguments
     tokens = _tokens(renamed(_read_toml(saved), str(saved)), str(saved)) if saved else []
     tokens += _tokens(_read_toml(file), str(file)) if file else []

@@ -97,14 +97,14 @@ def loss_words(runs: Sequence[RunData]) -> str:
 
 def loss_table(runs: Sequence[RunData]) -> str:
     """The validation losses as a table, for those who would rather read than look."""
-    by_step = {run.name: {line["step"]: line["val_loss"] for line in run.evaluations} for run in runs}
-    steps = sorted({step for losses in by_step.values() for step in losses})
+    columns = [{line["step"]: line["val_loss"] for line in run.evaluations} for run in runs]
+    steps = sorted({step for losses in columns for step in losses})
     if not steps:
         return ""
     heads = "".join(f"<th scope=col>{escape(run.name)}</th>" for run in runs)
     rows = "".join(
         f"<tr><th scope=row>{step:,}</th>"
-        + "".join(f"<td>{by_step[run.name].get(step, NOT_KNOWN):.4f}</td>" for run in runs)
+        + "".join(f"<td>{losses.get(step, NOT_KNOWN):.4f}</td>" for losses in columns)
         + "</tr>"
         for step in steps
     ).replace("nan", "–")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,25 @@ def read_run(directory: Path) -> RunData:
     config = read_saved(directory / CONFIG_FILE)
     name = directory.resolve().name
     return RunData(directory, name, config, read_facts(directory), read_metrics(directory), read_samples(directory))
+
+
+def read_runs(directories: Sequence[Path]) -> list[RunData]:
+    """The runs in `directories`, by names that tell them apart. UserError if one is no run."""
+    names = distinct_names(directories)
+    return [dataclasses.replace(read_run(each), name=name) for each, name in zip(directories, names, strict=True)]
+
+
+def distinct_names(directories: Sequence[Path]) -> list[str]:
+    """The last part of each path, preceded by as many more as no other of the directories ends in."""
+    paths = [directory.resolve().parts for directory in directories]
+    names = []
+    for path in paths:
+        others = [other for other in paths if other != path]
+        count = 1
+        while any(other[-count:] == path[-count:] for other in others):
+            count += 1
+        names.append(str(Path(*path[-count:])))
+    return names
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:

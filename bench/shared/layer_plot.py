@@ -12,7 +12,7 @@ import numpy as np
 from bench.shared.case import Case
 from bench.shared.contestants import COMPILED, is_matrices
 from bench.shared.result import Result
-from pictures.page import STYLES
+from pictures.page import STYLES, matplotlib_defaults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,6 +79,7 @@ def most_tokens(cases: Sequence[Case]) -> int:
     return max(widths, key=lambda width: (len({case.tokens for case in cases if case.width == width}), width))
 
 
+@matplotlib_defaults()
 def draw_times(results: Sequence[Result], subtitle: str) -> Figure:
     """A panel for each of `panels`, in rows of the same dtype."""
     from matplotlib.figure import Figure

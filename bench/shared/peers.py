@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from backends import BACKENDS, Problem
 from bench.shared.case import Case
 from bench.shared.timing import in_one_line
 from common.errors import UserError
+from common.files import expand_home
 
 RATIONAL_GROUPS = 8
 Modes = dict[str, dict[str, Any]]  # a mode's name ("" if there is only one) → keyword arguments of the layer
@@ -164,7 +164,7 @@ def load_peers(text: str) -> tuple[Layers, dict[str, str]]:
         name, equals, path = part.strip().partition("=")
         if name not in PEERS:
             raise UserError(f"unknown peer {name!r}; write NAME=PATH with a name out of {', '.join(PEERS)}")
-        root = find_root(name, Path(os.path.expanduser(path))) if equals else None
+        root = find_root(name, Path(expand_home(path))) if equals else None
         needed = PEERS[name].needs
         if root is None and not importlib.util.find_spec(PEERS[name].package):
             missing[name] = f"it is not installed, and --peers {name}=PATH does not say where it is"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.shared.layer_plot import moved_apart
 from bench.shared.race import Curve
-from pictures.page import STYLES
+from pictures.page import STYLES, matplotlib_defaults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ DASHES = ("-", "-", "--", "-.", ":", "--", "-.", ":")
 SHOWN = 0.35  # of the way from the last loss to the first: what comes before is the same for all
 
 
+@matplotlib_defaults()
 def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
     """Lines are means over seeds, bands go from the lowest to the highest."""
     from matplotlib.figure import Figure
