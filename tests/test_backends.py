@@ -14,6 +14,7 @@ from tests import spline_reference
 
 IMPLS = [pytest.param(name, id=name) for name in backends.BACKENDS]
 every_impl = pytest.mark.parametrize("impl", IMPLS)
+pytestmark = pytest.mark.machine
 
 
 def relative_error(value: torch.Tensor, truth: np.ndarray) -> float:
@@ -158,6 +159,7 @@ def test_noncontiguous_arguments(impl: str) -> None:
 
 
 @every_impl
+@pytest.mark.needs("torch.compile")
 def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: torch.device) -> None:
     torch._dynamo.reset()
     layer = random_layer(6, 5, 7, 4.0, impl, device=device)
