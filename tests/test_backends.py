@@ -159,6 +159,7 @@ def test_noncontiguous_arguments(impl: str) -> None:
 
 
 @every_impl
+@pytest.mark.slow
 @pytest.mark.needs("torch.compile")
 def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: torch.device) -> None:
     torch._dynamo.reset()

@@ -14,7 +14,7 @@ from kan_layer import KANLayer
 from tests import machine
 from tests.test_native_build import assert_falls_back, assert_works, forget
 
-pytestmark = [pytest.mark.machine, pytest.mark.needs("compiler")]
+pytestmark = pytest.mark.needs("compiler")
 Ask = Callable[[str], None]
 NAMED = [name for name in instruction_set.FLAGS if name != instruction_set.NATIVE]
 REGISTERS = {"generic": r"[yz]mm", "avx2": "zmm", "avx512": "tmm"}  # of x86-64, each set's lack these

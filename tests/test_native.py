@@ -277,6 +277,7 @@ print(resident("VmHWM") - before, 4 * (x.numel() + dy.numel()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs("proc")
 def test_memory_is_that_of_the_results_and_little_more() -> None:
     growth, x_and_dy = python(MEMORY, MEMORY_SHAPE)
@@ -284,6 +285,7 @@ def test_memory_is_that_of_the_results_and_little_more() -> None:
     assert growth < 2 * x_and_dy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", [instruction_set.chosen(), instruction_set.GENERIC])
 def test_no_access_out_of_bounds_nor_undefined_behaviour(tmp_path: Path, instructions: str) -> None:
     sanitizers = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")

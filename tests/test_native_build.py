@@ -21,7 +21,7 @@ from tests import machine, spline_reference
 from tests.runs import ROOT
 
 COMPILER = machine.compiler()
-pytestmark = [pytest.mark.machine, pytest.mark.needs("linux")]  # XDG folders, /bin/sh, /proc
+pytestmark = pytest.mark.needs("linux")  # XDG folders, /bin/sh, /proc
 needs_compiler = pytest.mark.needs("compiler")
 
 
@@ -210,6 +210,7 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(cache: Path) -> 
     assert library.suffix == ".so" and cache.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.machine
 def test_without_a_compiler_layers_work_and_say_why(cache: Path) -> None:
     script = "from tests.test_native_build import assert_falls_back; assert_falls_back('no C++ compiler was found')"
     environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": ""}
