@@ -41,7 +41,7 @@ def why_not_impl(impl: str, device: str = "cpu") -> str | None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler of this machine, whatever $CXX says; not every test may ask for one of its own."""
+    """The path of this machine's C++ compiler, whatever $CXX says, or None."""
     return next((path for name in native_build.COMPILERS if (path := shutil.which(name))), None)
 
 
@@ -76,6 +76,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "amx": instruction_set.why_no_amx,
     "avx512": _why_not_instructions(instruction_set.AVX512),
     "avx2": _why_not_instructions(instruction_set.AVX2),
+    "mkl": _unless(torch.backends.mkl.is_available, "needs a PyTorch with MKL"),
     "triton": _unless(lambda: importlib.util.find_spec("triton"), "triton is not installed"),
     "interpreter": _unless(triton.interpreted, "runs in Triton's interpreter, in another process"),
     "no interpreter": _unless(lambda: not triton.interpreted(), "Triton's interpreter runs anywhere"),

@@ -173,6 +173,7 @@ def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: to
     assert counter.frame_count <= 2  # one for the first shape, one for any shape
 
 
+@pytest.mark.needs("mkl")
 def test_the_csr_operator_keeps_pytorch_s_rules_for_operators() -> None:
     values = torch.rand(12, requires_grad=True)
     columns = torch.tensor([0, 1, 3, 4, 1, 2, 4, 5, 0, 1, 4, 5], dtype=torch.int32)
