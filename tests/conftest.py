@@ -1,10 +1,16 @@
 """Shared fixtures: devices, determinism, and a tiny prepared dataset that tests make themselves."""
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import HealthCheck
 
 from backends import BACKENDS, triton
 from tests import machine
+
+# Hypothesis otherwise fails what takes long, an example 200 ms, as any may where other processes take the cores.
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
