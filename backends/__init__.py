@@ -10,7 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends import amx, csr, dense, embedding, embedding_bag, native, native_build, reference, semi_structured, triton
+from backends import (
+    amx,
+    csr,
+    dense,
+    embedding,
+    embedding_bag,
+    instruction_set,
+    native,
+    native_build,
+    reference,
+    semi_structured,
+    triton,
+)
 
 SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
 
@@ -74,9 +86,8 @@ def _kernel_can_be_built(problem: Problem) -> str | None:
 
 
 def _has_matrix_units(problem: Problem) -> str | None:
-    if problem.device.type == "cpu" and not amx.is_supported():
-        return "this CPU has no AMX, or this PyTorch cannot tell"
-    return _kernel_can_be_built(problem)
+    on_cpu = problem.device.type == "cpu"
+    return (instruction_set.why_no_amx() if on_cpu else None) or _kernel_can_be_built(problem)
 
 
 def _is_sparse(problem: Problem) -> str | None:

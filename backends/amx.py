@@ -11,14 +11,14 @@ import ctypes
 import torch
 from torch import Tensor
 
-from backends import native, native_build
+from backends import instruction_set, native, native_build
 from backends.native_shape import addresses, shape_of
 from backends.operators import operator
 
 
 def is_supported() -> bool:
-    """Whether this CPU has AMX, as far as PyTorch can tell."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # private: it may go
+    """Whether this CPU has AMX, as far as PyTorch can tell, and $SPLINEGPT_CPU does not rule it out."""
+    return instruction_set.why_no_amx() is None
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
