@@ -11,21 +11,20 @@ import ctypes
 import torch
 from torch import Tensor
 
-from backends import native, native_build
+from backends import instruction_set, native, native_build
 from backends.native_shape import addresses, shape_of
 from backends.operators import operator
 from backends.problem import Problem
 
 
 def is_supported() -> bool:
-    """Whether this CPU has AMX, as far as PyTorch can tell."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # private: it may go
+    """Whether this CPU has AMX, as far as PyTorch can tell, and $SPLINEGPT_CPU does not rule it out."""
+    return instruction_set.why_no_amx() is None
 
 
 def why_not(problem: Problem) -> str | None:
-    if problem.device.type == "cpu" and not is_supported():
-        return "this CPU has no AMX, or this PyTorch cannot tell"
-    return native.why_not(problem)
+    on_cpu = problem.device.type == "cpu"
+    return (instruction_set.why_no_amx() if on_cpu else None) or native.why_not(problem)
 
 
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:

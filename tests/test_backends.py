@@ -14,6 +14,7 @@ from tests import spline_reference
 
 IMPLS = [pytest.param(name, id=name) for name in backends.BACKENDS]
 every_impl = pytest.mark.parametrize("impl", IMPLS)
+pytestmark = pytest.mark.machine
 
 
 def relative_error(value: torch.Tensor, truth: np.ndarray) -> float:
@@ -158,6 +159,8 @@ def test_noncontiguous_arguments(impl: str) -> None:
 
 
 @every_impl
+@pytest.mark.slow
+@pytest.mark.needs("torch.compile")
 def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: torch.device) -> None:
     torch._dynamo.reset()
     layer = random_layer(6, 5, 7, 4.0, impl, device=device)
@@ -170,6 +173,7 @@ def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: to
     assert counter.frame_count <= 2  # one for the first shape, one for any shape
 
 
+@pytest.mark.needs("mkl")
 def test_the_csr_operator_keeps_pytorch_s_rules_for_operators() -> None:
     values = torch.rand(12, requires_grad=True)
     columns = torch.tensor([0, 1, 3, 4, 1, 2, 4, 5, 0, 1, 4, 5], dtype=torch.int32)

@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 import struct
 import sys
 import types
@@ -63,6 +62,7 @@ def baseline(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[fl
     return losses(dataset, tmp_path_factory.mktemp("runs") / "baseline", kan_init="random_normal")
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("impl", BACKENDS)
 def test_every_backend_gives_the_same_loss_curve(
     tmp_path: Path, dataset: Path, baseline: list[float], impl: str
@@ -360,14 +360,14 @@ def test_a_compiled_run_measures_its_throughput(tmp_path: Path, dataset: Path, m
     assert all(record["step_ms"] for record in records[1:]), records
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no compiler")
+@pytest.mark.needs("torch.compile")
 def test_a_compiled_run_has_the_same_losses(tmp_path: Path, dataset: Path, baseline: list[float]) -> None:
     found = losses(dataset, tmp_path, compile=True, kan_init="random_normal", eval_interval=STEPS, sample_tokens=4)
     assert found == pytest.approx(baseline, rel=1e-4)
     assert not any("_orig_mod" in name for name in read_state(tmp_path / "checkpoints/best.pt")["model"])
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.needs("torch.compile")
 def test_compiled_training_is_deterministic_on_two_threads(tmp_path: Path) -> None:
     """Inductor's scatters would add in the order in which threads arrive; it takes some size for that to show."""
     dataset = make_dataset(tmp_path / "words")

@@ -76,6 +76,7 @@ def test_an_even_grid_has_no_middle() -> None:
         GPTConfig(vocab_size=5, num_control_points=8, kan_zero_centred=True)
 
 
+@pytest.mark.needs("torch.compile")
 def test_compiles_whole() -> None:
     torch._dynamo.reset()
     layer = random_layer(6, 5, 5)
