@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import training.threads  # noqa: F401  before torch
+
 import torch
 
 from report import REPORT_FILE, write_report
