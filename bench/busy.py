@@ -39,6 +39,7 @@ from training.dataset import Dataset
 from training.dataset_writer import DatasetWriter
 from training.device import choose_device
 from training.errors import UserError, exit_on_user_error
+from training.neighbours import Neighbours
 from training.options import OptionParser
 from training.run import open_run
 from training.tokenizer import CharTokenizer
@@ -188,7 +189,7 @@ def ways_to_wait(options: Options, runtime: str) -> list[Way]:
     """One thread; then all threads, in the runtime's own way, in the others, and as the programs set it."""
     own = OWN.get(runtime, OWN["libgomp"])
     name = own.split("=")[0]
-    values = ("0", "100", "1000", "10000") if name == "GOMP_SPINCOUNT" else ("0", "1", "10")
+    values = ("100", "1000", "2000", "10000") if name == "GOMP_SPINCOUNT" else ("0", "1", "10")
     settings = [setting for setting in options.settings.split(",") if setting]
     settings = settings or [*(f"{name}={value}" for value in values), "OMP_WAIT_POLICY=passive"]
     return [Way(1, own), *(Way(options.threads, setting) for setting in dict.fromkeys((own, *settings, "")))]
@@ -264,7 +265,9 @@ def recipe(data: Path, run: Path, num_threads: int) -> Trainer:
     }
     arguments = [f"--{name}={value}" for name, value in changes.items()]
     opened = open_run([str(ROOT / "configs/shakespeare_char_cpu.toml"), *arguments])
-    return Trainer(opened, Dataset.open(data), choose_device(opened.config))
+    trainer = Trainer(opened, Dataset.open(data), choose_device(opened.config))
+    trainer.neighbours = Neighbours(num_threads, silent=True)  # it need not be told
+    return trainer
 
 
 def token_of(trainer: Trainer) -> Callable[[], int]:

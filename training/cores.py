@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -23,10 +24,11 @@ def affine_cores() -> int:
     return len(_affinity())
 
 
-def _affinity() -> set[int]:
+@functools.cache  # so that figures of two times are of the same cores, whatever is done to the process between
+def _affinity() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):  # not on macOS, and not on Windows
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def cpu_quota(root: Path = Path("/")) -> float:

@@ -10,16 +10,17 @@ of times as long. A spin of microseconds costs nothing in quiet (docs/log.md, `p
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
 from training.cores import affine_cores, cpu_quota, usable_cores
 
-SPIN = {
-    "GOMP_SPINCOUNT": "1000",  # GNU's libgomp, which PyTorch for Linux brings along; its own: 300000
-    "KMP_BLOCKTIME": "0",  # milliseconds; the runtime of LLVM, for macOS, and of Intel; their own: 200
-}
-CHOOSE_SPIN = (*SPIN, "OMP_WAIT_POLICY", "KMP_LIBRARY")
+SPIN = {"GOMP_SPINCOUNT": "2000"}  # rounds; GNU's libgomp, which PyTorch for Linux brings along; its own: 300000
+if sys.platform != "darwin":  # not measured there
+    # Milliseconds; the runtime of Intel and LLVM, whose own are 200. Any but 0 made steps beside a busy process long.
+    SPIN["KMP_BLOCKTIME"] = "0"
+CHOOSE_SPIN = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY")
 CHOOSE_NUMBER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 BY_QUOTA = "SPLINEGPT_THREADS_BY_QUOTA"
 """Set beside OMP_NUM_THREADS where a quota and not the user has chosen it, so that child processes know too."""
@@ -42,7 +43,7 @@ def why_fewer(count: int, asked: int = 0) -> str:
     if asked:
         reason = "asked for"
     elif chosen and os.environ.get(BY_QUOTA) == os.environ[chosen]:
-        reason = f"a quota of {cpu_quota():.3g} cores"
+        reason = f"a quota of {cpu_quota():.3g}"
     elif chosen:
         reason = chosen
     elif affine_cores() < cores:
