@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import training.threads  # noqa: F401  before torch
+
 import tyro
 
 from training.checkpoint import FORMAT, find_checkpoint, read_state

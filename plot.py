@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import training.threads  # noqa: F401  before torch
+
 import tyro
 
 from basis_figure import draw_basis

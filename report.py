@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import training.threads  # noqa: F401  before torch
+
 import tyro
 
 from spline_views import SplineView, most_curved

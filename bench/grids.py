@@ -16,6 +16,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import training.threads  # noqa: F401  before torch
+
 import torch
 
 from bench.grids_plot import draw_grids
