@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 import tyro
 

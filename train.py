@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 
 from common.command_line import command
@@ -20,6 +22,7 @@ from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
 from training.evaluation import evaluate
 from training.interrupt import StopRequest, must_stop
+from training.neighbours import Neighbours
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel
 from training.progress import Stopwatch, duration, progress_line
@@ -93,6 +96,7 @@ class Trainer:
             elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
         self._settle()
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
+        self.neighbours = Neighbours(torch.get_num_threads(), silent=device.device.type != "cpu")
         self.writer = RunWriter(run, self.parallel, self.optimizer)
         self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
         self.watch = SplineWatch(run.directory, config, self.val_stream, self.tracker)
@@ -203,8 +207,9 @@ class Trainer:
             untimed, self.compiling = True, self.device.compile  # once more, for the new shapes
         if untimed:
             self.stopwatch.restart()
+            self.neighbours.forget()
         else:
-            self.stopwatch.step()
+            self.neighbours.notice(self.stopwatch.step())
 
     def _is_usable(self) -> bool:
         """Whether loss and gradients are finite. If not, stop before they spoil the parameters, or skip the step.

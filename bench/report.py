@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+
+import common.threads  # noqa: F401  before torch
+
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
 from bench.shared.chromium import Browser, why_not
 from bench.shared.machine import machine_name

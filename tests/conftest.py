@@ -1,5 +1,7 @@
 """Shared fixtures: devices, determinism, and a tiny prepared dataset that tests make themselves."""
 
+import common.threads  # noqa: F401  before torch
+
 import hypothesis
 import pytest
 import torch

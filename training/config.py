@@ -118,7 +118,7 @@ class MachineOptions:
     compile: Literal["auto"] | bool = "auto"
     """Use torch.compile; auto does where it pays and a compiler exists."""
     num_threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
+    """CPU threads; 0: one for each core, or as many as the quota of a container allows."""
     fsdp: bool = False
     """With torchrun: shard parameters, gradients and moments over the processes (FSDP2) instead of replicating them."""
 

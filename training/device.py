@@ -6,6 +6,8 @@ import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from common.threads import why_fewer
+
 import torch
 
 from common.errors import UserError
@@ -37,6 +39,8 @@ class Device:
     dtype: torch.dtype
     compile: bool
     why_compile: str
+    why_fewer_threads: str = ""
+    """Than the machine has cores."""
 
     def autocast(self) -> AbstractContextManager[None]:
         if self.dtype is torch.float32:
@@ -60,12 +64,17 @@ class Device:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        threads = f", {self._threads()}" if self.device.type == "cpu" else ""
         dtype = str(self.dtype).removeprefix("torch.")
         if self.device.type == "cuda" and self.dtype is torch.float32:
             dtype += " (products in TF32)"
         compiled = "compiled" if self.compile else "not compiled"
         return f"{name}{threads}, {dtype}, {compiled} ({self.why_compile})"
+
+    def _threads(self) -> str:
+        count = torch.get_num_threads()
+        reason = f" ({self.why_fewer_threads})" if self.why_fewer_threads else ""
+        return f"{count} thread{'s' * (count > 1)}{reason}"
 
 
 def choose_device(config: Config, world: World = ALONE) -> Device:
@@ -84,7 +93,8 @@ def choose_device(config: Config, world: World = ALONE) -> Device:
     if compiled and device.type == "cpu":
         # Inductor's scatters add in the order in which threads arrive; a resumed run must equal the uninterrupted one.
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return Device(device, _find_dtype(config.dtype, device), compiled, why)
+    fewer = why_fewer(torch.get_num_threads(), config.num_threads)
+    return Device(device, _find_dtype(config.dtype, device), compiled, why, fewer)
 
 
 def _find_device(name: str) -> torch.device:

@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Stopwatch:
     """Measures training steps. Compiling, evaluating, saving and drawing happen in `pause` and do not count."""
 
-    def __init__(self, tokens_per_step: int, elapsed_s: float = 0.0) -> None:
+    def __init__(
+        self, tokens_per_step: int, elapsed_s: float = 0.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.tokens_per_step = tokens_per_step
+        self._clock = clock
         self._earlier = elapsed_s  # of the run before it was resumed
-        self._start = self._window_start = time.perf_counter()
-        self._paused = 0.0
-        self._steps = 0
+        self._start = clock()
         self.step_s = float("nan")
+        self._last_step = 0.0
+        self.restart()
 
-    def step(self) -> None:
+    def step(self) -> float:
+        """A step is done; its seconds, since the one before or since the last lap."""
+        trained = self._trained_s()
         self._steps += 1
+        seconds, self._last_step = trained - self._last_step, trained
+        return seconds
+
+    def _trained_s(self) -> float:
+        return self._clock() - self._window_start - self._paused
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self._paused += time.perf_counter() - start
+        self._paused += self._clock() - start
 
     def restart(self) -> None:
         """Forget the steps since the last lap: they held something, like compiling, that is not training."""
-        self._window_start, self._paused, self._steps = time.perf_counter(), 0.0, 0
+        self._window_start, self._paused, self._last_step = self._clock(), 0.0, 0.0
+        self._steps = 0
 
     def lap(self) -> None:
         """Average `step_s` over the steps since the last lap, and start the next."""
         if self._steps:
-            self.step_s = (time.perf_counter() - self._window_start - self._paused) / self._steps
+            self.step_s = self._trained_s() / self._steps
         self.restart()
 
     @property
@@ -44,7 +55,7 @@ class Stopwatch:
     @property
     def elapsed_s(self) -> float:
         """Wall time of the run, everything included, and that before a resume."""
-        return self._earlier + time.perf_counter() - self._start
+        return self._earlier + self._clock() - self._start
 
 
 def progress_line(
