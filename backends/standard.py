@@ -19,8 +19,8 @@ from backends.grid import accumulation_dtype, locate
 
 SplineSum = Callable[[Tensor, Tensor, float, torch.dtype], Tensor]
 
-# Private names of PyTorch, here and in _is_in_forward_mode, may go. Without the first, torch.func refuses kernels in its
-# own words. Without the second, all is computed here, since a kernel would drop forward-mode derivatives silently.
+# Private names of PyTorch, here and in _is_in_forward_mode, may go. Without the first, torch.func refuses the kernels.
+# Without the second, all is computed here, since a kernel would drop forward-mode derivatives silently.
 _torch_func_is_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
