@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from os import PathLike
@@ -27,11 +28,14 @@ def refuse_namesakes(*names: str) -> None:
             )
 
 
-refuse_namesakes("backends", "parametrisation", "regrid", "figures", "page", "spline_snapshot", "spline_views")
+refuse_namesakes(
+    "backends", "parametrisation", "regrid", "figures", "page", "spline_snapshot", "spline_views", "tables"
+)
 
 import backends  # noqa: E402
 from parametrisation import VARIANTS, Parametrisation, widest_dtype  # noqa: E402
 from regrid import Grid, fitted_width, second_differences  # noqa: E402
+from tables import fill_tables  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,6 +114,7 @@ class KANLayer(nn.Module):
         self.parametrisation = Parametrisation(variant, num_control_points, zero_centred, self.weight)
         self.reset_parameters()
         self._choose_backend()
+        self.register_load_state_dict_post_hook(_settle_after_loading)
 
     def reset_parameters(self) -> None:
         """Set every spline to its initial straight line (see `init`)."""
@@ -207,6 +212,7 @@ class KANLayer(nn.Module):
     def from_linear(cls, linear: nn.Module, **options: Any) -> KANLayer:
         """The layer that computes what `linear` does, every spline a straight line, on its device and in its dtype.
 
+        What is frozen there (requires_grad False), weight or bias, is so here.
         `linear`: an nn.Linear, or GPT-2's Conv1D of the transformers package, whose weight is transposed. `options`:
         num_control_points, spline_width, impl, variant, zero_centred. Raises ValueError for other modules and options.
         """
@@ -221,9 +227,11 @@ class KANLayer(nn.Module):
         }
         layer = cls(inputs, outputs, **made, **options)
         layer._set_lines(slopes)
+        layer.weight.requires_grad_(linear.get_parameter("weight").requires_grad)
         if layer.bias is not None and bias is not None:
             with torch.no_grad():
                 layer.bias.copy_(bias)
+            layer.bias.requires_grad_(bias.requires_grad)
         return layer.train(linear.training)
 
     def get_extra_state(self) -> Tensor:
@@ -261,6 +269,19 @@ class KANLayer(nn.Module):
     def _choose_backend(self) -> None:
         problem = self._problem(self.num_control_points)
         self._backend, self.why_this_impl = backends.choose(self.impl, problem)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the backend, which depends on the machine."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_backend", "why_this_impl")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        try:
+            self._choose_backend()
+        except ValueError as error:  # what was saved must be readable anywhere
+            warnings.warn(f"{error}; auto is taken", stacklevel=2)
+            self.impl = "auto"
+            self._choose_backend()
 
     def _problem(self, num_control_points: int) -> backends.Problem:
         return backends.Problem(self.in_features, num_control_points, self.out_features, self.weight.device)
@@ -310,6 +331,12 @@ class KANLayer(nn.Module):
         )
 
 
+def _settle_after_loading(layer: KANLayer, _: object) -> None:
+    """Parameters that were loaded with assign=True may be on another device."""
+    fill_tables(layer)
+    layer._choose_backend()
+
+
 def check_integer(name: str, value: object, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}; got {value!r}")
@@ -340,9 +367,30 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
+def why_not_linear(module: nn.Module) -> str | None:
+    """Why a module that `is_linear` need not compute x Wᵀ + b with a weight of its own, or None."""
+    is_subclass = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    if is_subclass or "forward" in vars(module):
+        return "it has a forward of its own"
+    for name in ("weight", "bias"):
+        if getattr(module, name, None) is not None and name not in module._parameters:
+            return f"its {name} is computed from other parameters"
+    weight = module.get_parameter("weight")
+    if nn.parameter.is_lazy(weight):
+        return "its weight has no shape before the first input"
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return "its weight has hooks, which see gradients of the weight's shape"
+    if any("state_dict" in name and hooks for name, hooks in vars(module).items()):
+        return "it has hooks for saving or loading, which know the parameters of a linear layer"
+    return None
+
+
 def linear_slopes(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer as (inputs, outputs). ValueError if it is none."""
+    """The weight of a linear layer as (inputs, outputs). ValueError if it is none, or more than one."""
     if not is_linear(linear):
         raise ValueError(f"from_linear takes an nn.Linear or a Conv1D of transformers; got {type(linear).__name__}")
+    reason = why_not_linear(linear)
+    if reason is not None:
+        raise ValueError(f"this {type(linear).__name__} cannot be replaced by splines: {reason}")
     weight = linear.get_parameter("weight").detach()
     return weight.t() if isinstance(linear, nn.Linear) else weight

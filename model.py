@@ -20,6 +20,7 @@ from embeddings import PairEmbedding, RotaryEmbedding
 from feed_forward import FEED_FORWARDS, AttentionGate, GatedSplines, SwiGLU, TokenShift, spline_options
 from kan_layer import VARIANTS, KANLayer, check_choice, check_integer, check_middle, check_width
 from swap import swap_linears
+from tables import fill_tables
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -241,6 +242,7 @@ class GPT(nn.Module):
         self.reset_parameters()
         if config.kan_swap:
             self.swap_linears()
+        self.register_load_state_dict_post_hook(fill_tables)
 
     def swap_linears(self) -> None:
         """Replace the linear layers that `config.kan_swap` names by spline layers that compute the same."""

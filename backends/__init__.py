@@ -4,6 +4,7 @@ Every backend is a function `spline_sum(x, control_points, spline_width, dtype)`
 x (N, I) of any floating dtype, control_points (I, G, O), → y (N, O) in `dtype`. All agree with `reference`.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,13 @@ class Problem:
     tokens: int | None = None
 
 
+WhyNot = Callable[[Problem], str | None]
+
+
+def _runs_anywhere(problem: Problem) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute the layer.
@@ -50,12 +58,18 @@ class Backend:
 
     name: str
     spline_sum: SplineSum
-    why_not: Callable[[Problem], str | None]
-    but: Callable[[Problem], str | None] = lambda problem: None
+    why_not: WhyNot
+    but: WhyNot = _runs_anywhere
 
 
-def _runs_anywhere(problem: Problem) -> str | None:
-    return None
+def _except_on_meta(why_not: WhyNot) -> WhyNot:
+    """Decorates a check of the device: on PyTorch's meta device nothing is computed, so anything can be there."""
+
+    @functools.wraps(why_not)
+    def check(problem: Problem) -> str | None:
+        return None if problem.device.type == "meta" else why_not(problem)
+
+    return check
 
 
 def _gather_fits(problem: Problem) -> str | None:
@@ -69,6 +83,7 @@ def _gather_fits(problem: Problem) -> str | None:
     return None
 
 
+@_except_on_meta
 def _sparse_matmul_exists(problem: Problem) -> str | None:
     if problem.device.type == "cpu" and not torch.backends.mkl.is_available():
         return "this PyTorch is built without MKL, which holds the sparse matrix products for CPUs"
@@ -79,12 +94,14 @@ def _sparse_matmul_exists(problem: Problem) -> str | None:
     return None
 
 
+@_except_on_meta
 def _kernel_can_be_built(problem: Problem) -> str | None:
     if problem.device.type != "cpu":
         return f"it is for CPUs, and the layer is on {problem.device.type}"
     return native_build.why_not()
 
 
+@_except_on_meta
 def _has_matrix_units(problem: Problem) -> str | None:
     on_cpu = problem.device.type == "cpu"
     return (instruction_set.why_no_amx() if on_cpu else None) or _kernel_can_be_built(problem)
@@ -99,6 +116,7 @@ def _writes_zeros(problem: Problem) -> str | None:
     return reason and f"with its zeros written out, as {reason}"
 
 
+@_except_on_meta
 def _triton_runs(problem: Problem) -> str | None:
     return triton.why_not(problem.device)
 
@@ -155,6 +173,8 @@ KERNELS = {"cpu": ("native", "auto: the fastest on CPUs"), "cuda": ("triton", "a
 def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
     aside = ""
     grid = problem.num_control_points
+    if problem.device.type == "meta":
+        return BACKENDS["dense"], "auto: another is chosen once the layer has a device"
     if grid <= LARGEST_AMX_GRID and BACKENDS["amx"].why_not(problem) is None:
         return BACKENDS["amx"], f"auto: the fastest on CPUs with AMX up to {LARGEST_AMX_GRID} control points"
     if problem.device.type in KERNELS:

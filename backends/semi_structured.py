@@ -23,7 +23,7 @@ import functools
 import torch
 from torch import Tensor
 
-from backends import dense
+from backends import dense, standard
 from backends.grid import accumulation_dtype, knot_units
 
 POINTS = 5
@@ -52,6 +52,7 @@ def why_dense(in_features: int, out_features: int, device: torch.device) -> str 
     return None if _product_works(device) else "PyTorch's 2:4 product fails on this GPU"
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, 5, O) → (N, O). Saves only its arguments."""
     return _SparseMatmul.apply(x, control_points, spline_width, dtype)
@@ -122,6 +123,7 @@ def sparse_product(x: Tensor, pair: Tensor, table: Tensor) -> Tensor:
 @torch.library.custom_op("splinegpt::semi_structured_matmul", mutates_args=(), device_types="cuda")
 def sparse_matmul(nonzeros: Tensor, metadata: Tensor, table: Tensor) -> Tensor:
     """nonzeros (N, I·2), metadata (N, I/4), table (I·4, O) → (N, O)."""
+    standard.refuse_forward_mode("splinegpt::semi_structured_matmul")
     if nonzeros.numel() == 0:
         return table.new_zeros(nonzeros.shape[0], table.shape[1])
     return torch._sparse_semi_structured_mm(

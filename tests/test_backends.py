@@ -145,7 +145,7 @@ def test_gradcheck(impl: str) -> None:
     width, weight = layer.spline_width, layer.weight
     spline_sum = backends.BACKENDS[impl].spline_sum
     assert torch.autograd.gradcheck(lambda x, w: spline_sum(x, w, width, torch.float64), (x, weight))
-    if impl in ("reference", "embedding", "dense"):
+    if impl not in ("embedding_bag", "native", "amx", "triton"):  # these go through embedding_bag in float64
         assert torch.autograd.gradgradcheck(lambda x, w: spline_sum(x, w, width, torch.float64), (x, weight))
 
 
