@@ -19,6 +19,7 @@ from training.evaluation import evaluate
 from training.interrupt import StopRequest, must_stop
 from training.model_building import build_model
 from training.optimizer import make_optimizer, set_learning_rate
+from training.output import output_may_fail
 from training.parallel import ParallelModel
 from training.progress import Stopwatch, duration, progress_line
 from training.randomness import seed_step
@@ -33,6 +34,7 @@ from training.token_file import DataChanged
 from training.tracker import Tracker
 
 
+@output_may_fail()
 @exit_on_user_error
 def main() -> None:
     with join_world() as world:
