@@ -31,6 +31,7 @@ from training.errors import UserError, exit_on_user_error
 from training.evaluation import evaluate
 from training.files import write_atomically
 from training.options import OptionParser
+from training.output import output_may_fail
 from training.run import CONFIG_FILE, command
 
 USAGE = "python simplify.py OUT_DIR [--tolerance T] [--fit N] [--key value …]"
@@ -84,6 +85,7 @@ class Shares:
         return self.curved + self.straight + self.removed
 
 
+@output_may_fail()  # minutes of work are not to be lost with their reader
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])

@@ -144,3 +144,26 @@ def test_without_transformers_a_sentence_says_what_to_install(gpt2: Path, monkey
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(train.UserError, match="needs the package transformers"):
         read_source(str(gpt2))
+
+
+@pytest.mark.parametrize(
+    "name", ["scratch", "resume", "gpt3", "runs/no_such_run", "/no/such/run", "./gpt2", "~/x", "a/b/c"]
+)
+def test_no_hub_is_asked_for_what_is_none_of_its_names(
+    name: str, tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("training.init_from._from_transformers", asked.append)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = call(train.main, *tuning(dataset, tmp_path / "run", name))
+    assert_one_sentence(result, f"--init_from {name}")
+    assert not asked and not (tmp_path / "run").exists()
+
+
+def test_a_hub_is_asked_for_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("training.init_from._from_transformers", asked.append)
+    for name in ("gpt2", "distilgpt2", "openai-community/gpt2-xl"):
+        read_source(name)
+    assert asked == ["gpt2", "distilgpt2", "openai-community/gpt2-xl"]

@@ -13,10 +13,12 @@ from training.dataset_metadata import META_FILE, SPLITS, Metadata, Shard, read_m
 from training.distributed import World
 from training.errors import UserError
 from training.files import expand_home
+from training.folder_lock import FolderLock
 from training.token_file import TokenFile
 from training.tokenizer import Tokenizer, tokenizer_from_metadata
 
 DATA_ROOT = Path(__file__).resolve().parents[1] / "data"
+FIRST_USE_LOCK = ".first_use.lock"  # of the whole preparation; the writer has one of its own
 PIECE_TOKENS = 1 << 22  # shards are hashed and checked in pieces of this size, to bound memory
 
 
@@ -135,8 +137,11 @@ def ensure_prepared(name: str) -> Path:
     if not (folder / META_FILE).is_file():
         if not script.is_file():
             raise UserError(f"{folder} is not prepared and has no prepare.py; {_what_there_is()}")
-        print(f"dataset {name} is not prepared yet: running {script}", flush=True)
-        runpy.run_path(str(script))["prepare"](None)
+        with FolderLock(folder, FIRST_USE_LOCK) as lock:
+            lock.wait(lambda: print(f"dataset {name} is being prepared by {lock.holder()}: waiting for it", flush=True))
+            if not (folder / META_FILE).is_file():  # nor by now
+                print(f"dataset {name} is not prepared yet: running {script}", flush=True)
+                runpy.run_path(str(script))["prepare"](None)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Progress: throughput without the time for anything but training, a line per log step, and metrics.jsonl."""
+"""Progress: how far a run is, throughput without what is not training, a line per log step, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -7,10 +7,27 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training.files import write_atomically
+
+
+@dataclass
+class Progress:
+    """How far a run is: what changes from step to step besides parameters and optimizer state."""
+
+    step: int = 0
+    train_loss: float = math.nan
+    grad_norm: float = math.nan
+    val_loss: float | None = None
+    is_best: bool = False
+    best_val_loss: float = math.inf
+    skipped_steps: int = 0
+    """In a row, up to now."""
+    saved_step: int = -1
+    """The step whose checkpoint is written, or being written."""
 
 
 class Stopwatch:
