@@ -147,10 +147,21 @@ def _decide_compile(config: Config, device: torch.device) -> tuple[bool, str]:
         return False, missing
     if device.type != "cuda" and config.max_iters < CPU_COMPILE_STEPS:
         return False, f"pays on {device.type} from {CPU_COMPILE_STEPS} steps on"
-    import torch._dynamo  # a second of import that other runs need not wait for
-
-    torch._dynamo.config.suppress_errors = True  # not asked for, so a broken compiler must not stop the run
+    if not _survive_compiler_errors():  # not asked for, so a broken compiler must not stop the run
+        return False, "this PyTorch would stop where its compiler fails; --compile True takes the risk"
     return True, "pays on GPUs" if device.type == "cuda" else "pays in a run of this length"
+
+
+def _survive_compiler_errors() -> bool:
+    """Let PyTorch run uncompiled what its compiler fails on; False where it has no such switch, which is private."""
+    try:
+        from torch._dynamo import config  # a second of import that other runs need not wait for
+    except ImportError:
+        return False
+    if not hasattr(config, "suppress_errors"):
+        return False
+    config.suppress_errors = True
+    return True
 
 
 def _missing_compiler(device: torch.device) -> str | None:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -230,6 +229,16 @@ class ShardedCheckpoint:
         self.load(state, alone=False)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a piece of a tensor lies: in place of the class of Torch's reader, which is private."""
+
+    relative_path: str
+    offset: int  # bytes
+    length: int  # bytes
+    transform_descriptors: None = None  # names compressions, of which there are none
+
+
 class _Reader(dcp.FileSystemReader):
     """Torch's reader, told by our index where things are."""
 
@@ -252,7 +261,7 @@ def _metadata(tensors: Mapping[str, Any], files: set[str]) -> Metadata:
             chunks.append(ChunkStorageMetadata(offsets, sizes))
             if piece["file"] not in files or piece["file"] == ".metadata":
                 raise ValueError(piece["file"])
-            where = _StorageInfo(piece["file"], int(piece["start"]), int(piece["length"]))
+            where = Place(piece["file"], int(piece["start"]), int(piece["length"]))
             storage[MetadataIndex(name, offsets, len(chunks) - 1)] = where
         properties = TensorProperties(dtype=_DTYPES[entry["dtype"]])
         entries[name] = TensorStorageMetadata(properties, torch.Size(entry["shape"]), chunks)
