@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.storage import WriteResult
 
 from training.distributed import World
 from training.errors import UserError
@@ -92,7 +93,7 @@ def write_sharded(path: Path, state: ShardedState, world: World) -> None:
             if world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-        writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
+        writer = _Writer(temporary, single_file_per_rank=True, sync_files=True)
         metadata = dcp.save(dict(state.tensors), storage_writer=writer, process_group=world.group)
         with world.together():
             mine = {piece.name: file_hash(piece) for piece in temporary.glob(f"__{world.rank}_*.distcp")}
@@ -100,7 +101,7 @@ def write_sharded(path: Path, state: ShardedState, world: World) -> None:
         with world.together():
             if world.is_main:
                 files[".metadata"] = file_hash(temporary / ".metadata")
-                _write_index(temporary / INDEX_FILE, state.header, metadata, files)
+                _write_index(temporary / INDEX_FILE, state.header, metadata, writer.places, files)
                 remove_sharded(path)
                 replace(temporary, path)
     except UserError as error:
@@ -113,17 +114,33 @@ def write_sharded(path: Path, state: ShardedState, world: World) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_index(path: Path, header: Mapping[str, Any], metadata: Metadata, files: Mapping[str, str]) -> None:
+class _Writer(dcp.FileSystemWriter):
+    """Torch's writer. On the main process it keeps where the pieces lie: PyTorch 2.11 does not return that."""
+
+    places: dict[MetadataIndex, Any]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        self.places = {result.index: result.storage_data for part in results for result in part}
+
+
+def _write_index(
+    path: Path,
+    header: Mapping[str, Any],
+    metadata: Metadata,
+    places: Mapping[MetadataIndex, Any],
+    files: dict[str, str],
+) -> None:
     tensors: dict[str, Any] = {}
     for name, entry in metadata.state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), name
         tensors[name] = {"dtype": str(entry.properties.dtype), "shape": list(entry.size), "pieces": []}
         for chunk in entry.chunks:
-            info = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            info = places[MetadataIndex(name, chunk.offsets)]
             piece = {"offsets": list(chunk.offsets), "sizes": list(chunk.sizes)}
             where = {"file": info.relative_path, "start": info.offset, "length": info.length}
             tensors[name]["pieces"].append({**piece, **where})
-    document = {"format": FORMAT, "state": dict(header), "tensors": tensors, "files": dict(files)}
+    document = {"format": FORMAT, "state": dict(header), "tensors": tensors, "files": files}
     text = json.dumps(document).encode()
     with open(path, "wb") as file:
         file.write(text + b"\n" + hashlib.sha256(text).hexdigest().encode() + b"\n")
