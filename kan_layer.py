@@ -253,7 +253,7 @@ class KANLayer(nn.Module):
         dtype = self._compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, self.in_features)  # (*, I) → (N, I)
-            y = self._backend.spline_sum(rows, self.control_points(), self.spline_width, dtype)  # (N, O)
+            y = self._backend().spline_sum(rows, self.control_points(), self.spline_width, dtype)  # (N, O)
             if self.bias is not None:
                 y = y + self.bias.to(dtype)
             return y.reshape(*x.shape[:-1], self.out_features)
@@ -267,8 +267,14 @@ class KANLayer(nn.Module):
         return x.dtype
 
     def _choose_backend(self) -> None:
-        problem = self._problem(self.num_control_points)
-        self._backend, self.why_this_impl = backends.choose(self.impl, problem)
+        self._chosen_on = self.weight.device
+        self._chosen, self._why_chosen = backends.choose(self.impl, self._problem(self.num_control_points))
+
+    def _backend(self) -> backends.Backend:
+        """The one for the device on which the weight is now, by whatever means it came there."""
+        if self._chosen_on != self.weight.device:
+            self._choose_backend()
+        return self._chosen
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the backend, which depends on the machine."""
@@ -286,15 +292,16 @@ class KANLayer(nn.Module):
     def _problem(self, num_control_points: int) -> backends.Problem:
         return backends.Problem(self.in_features, num_control_points, self.out_features, self.weight.device)
 
-    def _apply(self, fn, recurse: bool = True) -> KANLayer:
-        super()._apply(fn, recurse)  # .to(), .cuda(), .half(): another device may want another backend
-        self._choose_backend()
-        return self
-
     @property
     def resolved_impl(self) -> str:
         """The backend that `impl` stands for on this device."""
-        return self._backend.name
+        return self._backend().name
+
+    @property
+    def why_this_impl(self) -> str:
+        """Why it is that one, in words."""
+        self._backend()
+        return self._why_chosen
 
     def plot(
         self,

@@ -49,6 +49,8 @@ def why_dense(in_features: int, out_features: int, device: torch.device) -> str 
     if in_features % FEATURES or out_features % OUTPUTS:
         shape = f"{in_features} and {out_features}"
         return f"its 2:4 product needs in_features a multiple of {FEATURES} and out_features of {OUTPUTS}, not {shape}"
+    if not hasattr(torch, "_sparse_semi_structured_mm"):  # private: it may go
+        return "this PyTorch has no 2:4 product whose places can be written directly"
     return None if _product_works(device) else "PyTorch's 2:4 product fails on this GPU"
 
 
@@ -144,6 +146,6 @@ def _product_works(device: torch.device) -> bool:
     table = torch.linspace(-1, 1, 4 * FEATURES * OUTPUTS, device=device).view(4 * FEATURES, OUTPUTS).bfloat16()
     try:
         product = sparse_product(x, pair, table)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # TypeError: it takes other arguments than it did
         return False
     return torch.allclose(product, basis(pair, x) @ table, rtol=0.02, atol=0.02)

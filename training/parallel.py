@@ -159,5 +159,3 @@ def shard(model: GPT, device: Device, world: World) -> None:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    for layer in model.spline_layers():
-        layer._choose_backend()  # its weight may have moved to another device
