@@ -64,7 +64,7 @@ def is_x86() -> bool:
 
 
 def _has_vectors(name: str) -> bool:
-    """Whether this CPU has the vectors of AVX2 or AVX512. A PyTorch without these private functions cannot tell: yes."""
+    """Whether this CPU has such vectors; assumed where a PyTorch without these private functions cannot tell."""
     has_avx512: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_supported", lambda: True)
     has_avx2: Callable[[], bool] = getattr(torch.cpu, "_is_avx2_supported", lambda: True)
     return has_avx512() if name == AVX512 else has_avx2()
