@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends import IMPLS
+from common.tables import fill_tables
 from embeddings import PairEmbedding, RotaryEmbedding
 from feed_forward import MLP, AttentionGate, GatedSplines, SwiGLU, TokenShift, relu_squared
-from kan_layer import KANLayer, swap_linears
+from kan_layer import KANLayer
 from splines.checks import check_choice, check_integer, check_literals, check_middle, check_width
 from splines.parametrisation import VARIANTS
+from swap import swap_linears
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -357,6 +359,7 @@ class GPT(nn.Module):
         self.reset_parameters()
         if config.kan_swap:
             self.swap_linears()
+        self.register_load_state_dict_post_hook(fill_tables)
 
     def swap_linears(self) -> None:
         """Replace the linear layers that `config.kan_swap` names by spline layers that compute the same."""

@@ -20,6 +20,7 @@ import tyro
 from common.command_line import OptionParser, command
 from common.errors import UserError, exit_on_user_error
 from common.files import write_atomically
+from common.output import output_may_fail
 from corpus.dataset import Dataset, ensure_prepared
 from kan_layer import KANLayer
 from model import GPT
@@ -86,6 +87,7 @@ class Shares:
         return self.curved + self.straight + self.removed
 
 
+@output_may_fail()  # minutes of work are not to be lost with their reader
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])

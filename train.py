@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import common.threads  # noqa: F401  before torch
@@ -13,11 +14,13 @@ import torch
 
 from common.command_line import command
 from common.errors import UserError, end_at_once, exit_on_user_error
+from common.output import output_may_fail
 from corpus.batches import BatchSampler, evaluation_batches
 from corpus.dataset import Dataset
 from corpus.token_file import DataChanged
 from report import REPORT_FILE, write_report
 from sample import write_sample
+from training.compiling import CompileFailed, check_together, do_without, noticing_failures
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
 from training.evaluation import evaluate
@@ -25,7 +28,7 @@ from training.interrupt import StopRequest, must_stop
 from training.neighbours import Neighbours
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel
-from training.progress import Stopwatch, duration, progress_line
+from training.progress import Progress, Stopwatch, duration, progress_line
 from training.randomness import seed_step
 from training.run import Run, open_run
 from training.run_facts import write_facts
@@ -37,38 +40,25 @@ from training.spline_watch import SplineWatch
 from training.tracker import Tracker
 
 
+@output_may_fail()
 @exit_on_user_error
 def main() -> None:
     with join_world() as world:
         run = open_run(sys.argv[1:], world)
-        dataset = open_together(run.config.dataset, world)
-        with world.together():
-            device = choose_device(run.config, world)
-        trainer = Trainer(run, dataset, device, world)
-        trainer.describe()
-        with StopRequest() as stop:
-            trainer.train(stop)
-            trainer.report(stop)
-        trainer.tell_what_next(stop)
+        with run.lock or nullcontext():
+            dataset = open_together(run.config.dataset, world)
+            with world.together():
+                device = choose_device(run.config, world)
+            device = check_together(device, world)
+            trainer = Trainer(run, dataset, device, world)
+            trainer.describe()
+            with StopRequest() as stop:
+                trainer.train(stop)
+                trainer.report(stop)
+            trainer.tell_what_next(stop)
     if trainer.tracker.hangs:
         end_at_once(stop.exit_code)
     sys.exit(stop.exit_code)
-
-
-@dataclass
-class Progress:
-    """How far a run is: what changes from step to step besides parameters and optimizer state."""
-
-    step: int = 0
-    train_loss: float = math.nan
-    grad_norm: float = math.nan
-    val_loss: float | None = None
-    is_best: bool = False
-    best_val_loss: float = math.inf
-    skipped_steps: int = 0
-    """In a row, up to now."""
-    saved_step: int = -1
-    """The step whose checkpoint is written, or being written."""
 
 
 class Trainer:
@@ -100,9 +90,9 @@ class Trainer:
         self.writer = RunWriter(run, self.parallel, self.optimizer)
         self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
         self.watch = SplineWatch(run.directory, config, self.val_stream, self.tracker)
+        self._write_facts()
         with self.writer.writing():
             if world.is_main:
-                write_facts(run.directory, self.model, dataset, device)
                 self.watch.records.forget_after(self.progress.step)
 
     def _settle(self) -> None:
@@ -157,7 +147,8 @@ class Trainer:
         try:
             with noticing_losses():
                 while progress.step < config.max_iters and not must_stop(stop, self.world):
-                    self.step()
+                    if not self._attempt(stop):
+                        continue
                     self._log_if_due()
                     if self._is_due(config.eval_interval):
                         with self.stopwatch.pause():
@@ -178,6 +169,27 @@ class Trainer:
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters
 
+    def _attempt(self, stop: StopRequest) -> bool:
+        """One step, uncompiled from here on if compiling fails. False if none was taken, since training is to stop."""
+        try:
+            self.step()
+        except CompileFailed as failure:
+            if self.world.size > 1:
+                raise
+            if stop:  # Ctrl-C ends the compilers too, and the uninterrupted run would have compiled this step
+                return False
+            self.device, self.compiling = do_without(self.device, failure.reason), False
+            self.parallel.use(self.device)
+            self._write_facts()
+            self.stopwatch.restart()
+            self.step()
+        return True
+
+    def _write_facts(self) -> None:
+        with self.writer.writing():
+            if self.world.is_main:
+                write_facts(self.run.directory, self.model, self.dataset, self.device)
+
     def step(self) -> None:
         """One optimizer step on gradient_accumulation_steps micro-batches, shared by all processes."""
         progress, config = self.progress, self.config
@@ -187,11 +199,12 @@ class Trainer:
         x, y = self.batches.batch(progress.step)
         loss = torch.zeros((), device=self.device.device)
         parts = zip(x.split(self.pass_size), y.split(self.pass_size), strict=True)
-        for number, (x_part, y_part) in enumerate(parts, start=1):
-            with self.parallel.accumulating(last=number == self.passes):
-                part = self.parallel.loss(x_part, y_part) / self.passes
-                self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
-            loss += part.detach()
+        with noticing_failures(self.compiling, self.optimizer):
+            for number, (x_part, y_part) in enumerate(parts, start=1):
+                with self.parallel.accumulating(last=number == self.passes):
+                    part = self.parallel.loss(x_part, y_part) / self.passes
+                    self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
+                loss += part.detach()
         self.scaler.unscale_(self.optimizer)
         progress.grad_norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
         progress.train_loss = self.world.mean(float(loss))

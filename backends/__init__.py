@@ -61,6 +61,8 @@ KERNELS = {"cpu": ("native", "auto: the fastest on CPUs"), "cuda": ("triton", "a
 def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
     aside = ""
     grid = problem.num_control_points
+    if problem.device.type == "meta":
+        return BACKENDS["dense"], "auto: another is chosen once the layer has a device"
     if grid <= LARGEST_AMX_GRID and BACKENDS["amx"].why_not(problem) is None:
         return BACKENDS["amx"], f"auto: the fastest on CPUs with AMX up to {LARGEST_AMX_GRID} control points"
     if problem.device.type in KERNELS:

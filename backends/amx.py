@@ -11,10 +11,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from backends import instruction_set, native, native_build
+from backends import dense, instruction_set, native, native_build, standard
 from backends.native_shape import addresses, shape_of
 from backends.operators import operator
-from backends.problem import Problem
+from backends.problem import Problem, except_on_meta
 
 
 def is_supported() -> bool:
@@ -22,11 +22,13 @@ def is_supported() -> bool:
     return instruction_set.why_no_amx() is None
 
 
+@except_on_meta
 def why_not(problem: Problem) -> str | None:
     on_cpu = problem.device.type == "cpu"
     return (instruction_set.why_no_amx() if on_cpu else None) or native.why_not(problem)
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O). Saves only its arguments."""
     if dtype is not torch.bfloat16 or torch.float64 in (x.dtype, control_points.dtype):
@@ -53,6 +55,9 @@ class _BasisMatmul(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, control_points = ctx.saved_tensors
         points = control_points.shape[1]
+        if standard.is_wanted_in_backward():
+            wanted = ctx.needs_input_grad[:2]
+            return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = slopes(x, grad @ rises(control_points).t(), points, ctx.spline_width)

@@ -53,7 +53,8 @@ def why_not(name: str) -> str | None:
 
 def why_no_amx() -> str | None:
     """Why bfloat16 matrices are not multiplied by AMX here, or None."""
-    if not _torch_says("_is_amx_tile_supported", otherwise=False):
+    has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: it may go
+    if not has_amx():
         return "this CPU has no AMX, or this PyTorch cannot tell"
     return None if chosen() == NATIVE else f"{VARIABLE} is {chosen()!r}, which is without AMX"
 
@@ -63,10 +64,7 @@ def is_x86() -> bool:
 
 
 def _has_vectors(name: str) -> bool:
-    return _torch_says({AVX512: "_is_avx512_supported", AVX2: "_is_avx2_supported"}[name], otherwise=True)
-
-
-def _torch_says(private: str, otherwise: bool) -> bool:
-    """The answer of a function of torch.cpu, `otherwise` where this PyTorch lacks it: they are private and may go."""
-    ask: Callable[[], bool] = getattr(torch.cpu, private, lambda: otherwise)
-    return ask()
+    """Whether this CPU has such vectors; assumed where a PyTorch without these private functions cannot tell."""
+    has_avx512: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    has_avx2: Callable[[], bool] = getattr(torch.cpu, "_is_avx2_supported", lambda: True)
+    return has_avx512() if name == AVX512 else has_avx2()

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import backends
 from backends import semi_structured
@@ -145,7 +144,7 @@ def test_gradcheck(impl: str) -> None:
     width, weight = layer.spline_width, layer.weight
     spline_sum = backends.BACKENDS[impl].spline_sum
     assert torch.autograd.gradcheck(lambda x, w: spline_sum(x, w, width, torch.float64), (x, weight))
-    if impl in ("reference", "embedding", "dense"):
+    if impl not in ("embedding_bag", "native", "amx", "triton"):  # these go through embedding_bag in float64
         assert torch.autograd.gradgradcheck(lambda x, w: spline_sum(x, w, width, torch.float64), (x, weight))
 
 
@@ -162,9 +161,10 @@ def test_noncontiguous_arguments(impl: str) -> None:
 @pytest.mark.slow
 @pytest.mark.needs("torch.compile")
 def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: torch.device) -> None:
-    torch._dynamo.reset()
+    testing = pytest.importorskip("torch._dynamo.testing", reason="it is private, and gone")
+    torch.compiler.reset()
     layer = random_layer(6, 5, 7, 4.0, impl, device=device)
-    counter = CompileCounterWithBackend("inductor")
+    counter = testing.CompileCounterWithBackend("inductor")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
     for tokens in (64, 33, 17, 96, 2):
         x, dy = torch.randn(tokens, 6, device=device), torch.randn(tokens, 5, device=device)

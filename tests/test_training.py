@@ -353,7 +353,6 @@ def test_runs_without_an_out_dir_are_numbered(tmp_path: Path, dataset: Path, mon
 def test_a_compiled_run_measures_its_throughput(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the first step, which compiles. (Here by a compiler that does nothing.)"""
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    monkeypatch.setattr("training.device._missing_compiler", lambda device: None)
     train_until(options(dataset, tmp_path, compile=True))
     records = read_metrics(tmp_path)
     assert all(record["tokens_per_second"] for record in records[1:]), records

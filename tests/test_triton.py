@@ -39,7 +39,15 @@ def version(package: str) -> tuple[int, ...]:
 )
 @not_interpreted
 def test_the_contract_holds_in_the_interpreter() -> None:
-    arguments = ("tests/test_backends.py", "tests/test_triton.py", "-k", "triton", "-p", "no:cacheprovider")
+    arguments = (
+        "tests/test_backends.py",
+        "tests/test_transforms.py",
+        "tests/test_triton.py",
+        "-k",
+        "triton",
+        "-p",
+        "no:cacheprovider",
+    )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)

@@ -78,7 +78,7 @@ def test_an_even_grid_has_no_middle() -> None:
 
 @pytest.mark.needs("torch.compile")
 def test_compiles_whole() -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     layer = random_layer(6, 5, 5)
     x = torch.randn(9, 6)
     torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))

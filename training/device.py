@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.threads import why_fewer
 
@@ -54,6 +53,11 @@ class Device:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def uncompiled(self, why: str) -> Device:
+        """This one without compilation, and without what only that needs."""
+        torch.use_deterministic_algorithms(False)
+        return replace(self, compile=False, why_compile=why)
 
     def peak_flops(self) -> float | None:
         """bf16 peak in FLOP/s of a GPU that is in the table, else None."""
@@ -146,31 +150,12 @@ def _find_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _decide_compile(config: Config, device: torch.device) -> tuple[bool, str]:
-    missing = _missing_compiler(device)
-    if config.compile is True:
-        if missing:
-            print(f"compile: off, although asked for: {missing}", flush=True)
-        return missing is None, missing or "asked for"
-    if config.compile is False:
-        return False, "asked for"
-    if missing:
-        return False, missing
+    if device.type == "mps":
+        if config.compile is True:
+            print("compile: off, although asked for: torch.compile is not used on mps", flush=True)
+        return False, "torch.compile is not used on mps"
+    if config.compile != "auto":
+        return config.compile, "asked for"
     if device.type != "cuda" and config.max_iters < CPU_COMPILE_STEPS:
         return False, f"pays on {device.type} from {CPU_COMPILE_STEPS} steps on"
-    import torch._dynamo  # a second of import that other runs need not wait for
-
-    torch._dynamo.config.suppress_errors = True  # not asked for, so a broken compiler must not stop the run
     return True, "pays on GPUs" if device.type == "cuda" else "pays in a run of this length"
-
-
-def _missing_compiler(device: torch.device) -> str | None:
-    if device.type == "mps":
-        return "torch.compile is not used on mps"
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        return "torch.compile needs a C++ compiler, and there is none on the PATH"
-    if device.type == "cuda":
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            return "torch.compile needs triton on GPUs, and it is not installed"
-    return None

@@ -44,6 +44,11 @@ class ParallelModel:
         # The blocks of a sharded model are compiled one by one, since their parameters come and go.
         self._step_model: Any = torch.compile(step_model) if self.device.compile and not self.sharded else step_model
 
+    def use(self, device: Device) -> None:
+        """Go on as `device`, the same one, says now: compiled or not."""
+        self.device = device
+        self.wrap()
+
     def __str__(self) -> str:
         """Its words in the line about the device; empty for one process."""
         how = "sharded over (FSDP2)" if self.sharded else "replicated on (DDP)"
@@ -154,5 +159,3 @@ def shard(model: GPT, device: Device, world: World) -> None:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    for layer in model.spline_layers():
-        layer._choose_backend()  # its weight may have moved to another device

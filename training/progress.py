@@ -1,10 +1,28 @@
-"""Progress: throughput without the time for anything but training, and a line per log step."""
+"""Progress: how far a run is, throughput without what is not training, and a line per log step."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """How far a run is: what changes from step to step besides parameters and optimizer state."""
+
+    step: int = 0
+    train_loss: float = math.nan
+    grad_norm: float = math.nan
+    val_loss: float | None = None
+    is_best: bool = False
+    best_val_loss: float = math.inf
+    skipped_steps: int = 0
+    """In a row, up to now."""
+    saved_step: int = -1
+    """The step whose checkpoint is written, or being written."""
 
 
 class Stopwatch:

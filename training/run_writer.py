@@ -85,8 +85,6 @@ class RunWriter:
         with self.world.together():
             try:
                 yield
-            except BrokenPipeError:  # who read the progress lines has gone away: not a matter of the disk
-                raise
             except OSError as error:
                 raise UserError(self._cannot_write(error)) from error
 
