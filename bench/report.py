@@ -105,9 +105,9 @@ def time_recording(options: Options) -> float:
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker(config, Path(folder), None)
         watch = SplineWatch(Path(folder), config, dataset.tokens("val"), tracker)
-        if watch.look(checkpoint.model, 1) is None:
+        if watch.record(checkpoint.model, 1) is None:
             raise UserError(f"{options.run} has no splines to look at")
-        return median(lambda: watch.look(checkpoint.model, 1), options.repeats)
+        return median(lambda: watch.record(checkpoint.model, 1), options.repeats)
 
 
 def time_between_evaluations(run: Path) -> float:

@@ -33,7 +33,7 @@ from training import spline_watch
 from training.checkpoint import load_checkpoint, read_state
 from training.config import parse
 from training.metrics import Metrics
-from training.progress import Stopwatch, progress_line
+from training.progress import Progress, Stopwatch, progress_line
 
 LINE = re.compile(
     r"step (\d+)/(\d+) (\d+)% \| loss \d+\.\d{3}( \| val \d+\.\d{3}\*?)? \| lr \d\.\de[+-]\d\d"
@@ -225,8 +225,10 @@ def test_the_progress_line_is_that_of_the_documentation() -> None:
     stopwatch = Stopwatch(16384)
     stopwatch.step_s = 0.398
     expected = "step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 25:12"
-    assert progress_line(1200, 5000, 1.612, 1.588, True, 9.1e-4, stopwatch) == expected
-    never_timed = progress_line(0, 0, 1.612, None, False, 9.1e-4, Stopwatch(1))
+    progress = Progress(step=1200, train_loss=1.612)
+    progress.note_validation(1.588)
+    assert progress_line(progress, 5000, True, 9.1e-4, stopwatch) == expected
+    never_timed = progress_line(Progress(train_loss=1.612), 0, False, 9.1e-4, Stopwatch(1))
     assert never_timed == "step 0/0 0% | loss 1.612 | lr 9.1e-04"
 
 

@@ -24,6 +24,12 @@ class Progress:
     saved_step: int = -1
     """The step whose checkpoint is written, or being written."""
 
+    def note_validation(self, val_loss: float) -> None:
+        self.val_loss = val_loss
+        self.is_best = val_loss < self.best_val_loss
+        if self.is_best:  # never, if it is NaN
+            self.best_val_loss = val_loss
+
 
 class Stopwatch:
     """Measures training steps. Compiling, evaluating, saving and drawing happen in `pause` and do not count."""
@@ -77,19 +83,21 @@ class Stopwatch:
 
 
 def progress_line(
-    step: int,
+    progress: Progress,
     max_iters: int,
-    train_loss: float,
-    val_loss: float | None,
-    is_best: bool,
+    evaluated: bool,
     learning_rate: float,
     stopwatch: Stopwatch,
     mfu: float | None = None,
 ) -> str:
-    """`step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`."""
-    parts = [f"step {step}/{max_iters} {100 * step // max(1, max_iters)}%", f"loss {train_loss:.3f}"]
-    if val_loss is not None:
-        parts.append(f"val {val_loss:.3f}{'*' if is_best else ''}")
+    """`step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`.
+
+    `evaluated`: whether the validation loss is that of this step; a star then says that it is the best so far.
+    """
+    step = progress.step
+    parts = [f"step {step}/{max_iters} {100 * step // max(1, max_iters)}%", f"loss {progress.train_loss:.3f}"]
+    if progress.val_loss is not None:
+        parts.append(f"val {progress.val_loss:.3f}{'*' if evaluated and progress.is_best else ''}")
     parts.append(f"lr {learning_rate:.1e}")
     if stopwatch.step_s == stopwatch.step_s:  # not NaN: at least one step was timed
         parts.append(f"{_short(stopwatch.tokens_per_second)} tok/s")

@@ -16,6 +16,7 @@ import train
 from common import folder_lock
 from common.errors import UserError
 from common.folder_lock import FolderLock
+from corpus import dataset as dataset_module
 from corpus.dataset import Dataset, ensure_prepared
 from corpus.tokenizer import CharTokenizer
 from corpus.writer import DatasetWriter
@@ -29,7 +30,6 @@ from tests.runs import (
     train_losses,
     train_until,
 )
-from corpus import dataset as dataset_module
 from training.run import open_run
 
 if not hasattr(os, "fork"):
