@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from kan_layer import KANLayer, is_linear, why_not_linear
+from common.linear_layers import is_linear, why_not_linear
+from kan_layer import KANLayer
 
 Where = str | Callable[[str, nn.Module], bool]
 
