@@ -34,7 +34,7 @@ def build_page(
     model: PackedModel | str,
     live: bool,
 ) -> str:
-    """The page about `runs`; `packed`, `strip` and `model` are the first's: splines, and itself or why it is not there."""
+    """The page about `runs`; `packed`, `strip` and `model` (or why there is none) are the first's."""
     first = runs[0]
     title = first.name if len(runs) == 1 else " · ".join(run.name for run in runs)
     data = {

@@ -106,6 +106,19 @@ function shown() {
   return [explorer.rows[row], explorer.columns[column]];
 }
 
+// A spline of the newest step, by its place in its layer, brought into view.
+function showSpline(layer, i, o) {
+  stopFilm();
+  explorer.step = DATA.splines.steps.length - 1;
+  explorer.layer = layer;
+  reorder();
+  select(i * currentLayer().O + o);
+  chooseLayer(layer, false);
+  announce();
+  $("function-title").scrollIntoView({ block: "center", behavior: movesReduced() ? "auto" : "smooth" });
+  document.querySelector(".map").focus({ preventScroll: true });
+}
+
 function chooseByNumber() {
   const i = names().inputs.indexOf(Number($("input").value)), o = names().outputs.indexOf(Number($("output").value));
   const known = i >= 0 && o >= 0;

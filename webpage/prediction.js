@@ -16,7 +16,9 @@ function logProbabilitiesAt(one, place) {
 function drawPrediction() {
   const place = pointed(), at = predictionAt(place), { vocabulary } = live.model.spec;
   const key = `${place} ${at?.actual} ${live.tokens.slice(Math.max(0, place - 8), place)} ${reading().places.length >= place} ${live.changes.length} ${live.plain.places.length >= place}`;
-  if ($("bars").dataset.key === key && !live.writing) return;
+  const isWaiting = !at && place > 0;
+  $("bars").classList.toggle("stale", isWaiting);  // the old ones stay until there are new ones
+  if (isWaiting || ($("bars").dataset.key === key && !live.writing)) return;
   $("bars").dataset.key = live.changed && !live.plain.places[place - 1] ? "" : key;
   $("prediction-title").textContent = at && at.actual >= 0 ? `How “${visibleToken(vocabulary[at.actual])}” was predicted` : "What comes next";
   $("prediction-about").textContent = about(place, at);
@@ -29,7 +31,6 @@ function drawPrediction() {
 
 function about(place, at) {
   if (place === 0) return live.tokens.length ? "Nothing comes before the first character: it was not predicted." : "Type something, or press “Write on”.";
-  if (!at) return "reading …";
   const { vocabulary } = live.model.spec, before = live.tokens.slice(Math.max(0, place - 16), place).map((token) => vocabulary[token]).join("");
   return `After “${place > 16 ? "…" : ""}${visibleToken(before)}”.` + (live.changed ? " The mark is the model without the changes." : "");
 }

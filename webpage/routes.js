@@ -57,7 +57,7 @@ function routeCard(route) {
     { left: 0, top: 0, right: 150, bottom: 84, small: true });
   const dot = svg("circle", { class: "reading", r: 4 });
   picture.append(dot);
-  const item = element("li", { class: "card route" }, picture, element("span", { class: "card-label", title: capital(name) }, edge),
+  const item = element("li", { class: "card route" }, picture, labelOf(route, edge),
     element("span", { class: `card-measure ${route.effect > 0 ? "raises" : "lowers"}` }, `${route.effect > 0 ? "+" : ""}${number(route.effect, 2)}`),
     element("span", { class: "card-layer" }, capital(name)));
   for (const [mode, label] of [["off", "Off"], ["straight", "Straight"]]) {
@@ -71,6 +71,15 @@ function routeCard(route) {
     dot.setAttribute("cx", within(X(shown), 150));
     dot.setAttribute("cy", within(Y(splineValue(points, layer.width, shown)), 84));
   } };
+}
+
+// Names the spline; leads to it in the explorer below where that has it.
+function labelOf(route, edge) {
+  const { shared, name } = live.model.splines[route.layer];
+  if (!shared) return element("span", { class: "card-label" }, edge);
+  const button = element("button", { type: "button", class: "card-label link", "aria-label": `${capital(name)}, ${edge}: show it among all splines` }, edge);
+  button.addEventListener("click", () => showSpline(route.layer, route.input, route.output));
+  return button;
 }
 
 function recordedHistogram(layer, route) { return layer.shared ? histogramOf(recordedLayers()[route.layer], route.input) : null; }
