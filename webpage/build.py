@@ -19,7 +19,8 @@ from webpage.weights import PackedModel
 
 FOLDER = Path(__file__).parent
 SCRIPTS = (
-    "theme.js", "drawing.js", "splines.js", "curves.js", "map.js", "function.js", "explorer.js",
+    "theme.js", "drawing.js", "splines.js", "curves.js",
+    "seriation.js", "families.js", "map.js", "kinds.js", "function.js", "explorer.js",
     "model.js", "reading.js", "sampler.js", "attribution.js", "changes.js", "live.js", "prediction.js", "routes.js",
     "main.js",
 )  # fmt: skip
