@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this run
 from bench.chromium import Browser, why_not
 from bench.machine import machine_name
 from report import write_report
+from training.batches import evaluation_batches
 from training.checkpoint import load_checkpoint
 from training.dataset import Dataset, ensure_prepared
 from training.errors import UserError, exit_on_user_error
@@ -163,7 +164,7 @@ def in_browser(page: Path, options: Options) -> dict[str, str]:
             take_portrait(browser, page, options.picture, "#splines", 1010)
         writing = live_model(browser, page) if browser.run("return DATA.model !== null") else {}
         if options.model_picture and writing:
-            take_portrait(browser, page, options.model_picture, "#model", 950)
+            take_portrait(browser, page, options.model_picture, "#model", 950, validation_text(options.run))
     return {
         "first paint": f"{paint:>8.0f} ms",
         "unpacking all steps": f"{unpacking:>8.0f} ms",
@@ -184,7 +185,15 @@ def live_model(browser: Browser, page: Path) -> dict[str, str]:
     }
 
 
-def take_portrait(browser: Browser, page: Path, picture: Path, section: str, height: int) -> None:
+def validation_text(run: Path) -> str:
+    """Some lines that the model has not been trained on."""
+    checkpoint = load_checkpoint(run)
+    tokens = Dataset.open(ensure_prepared(checkpoint.config.dataset), verify=False).tokens("val")
+    windows, _ = next(evaluation_batches(tokens, 280, 1, 7))
+    return checkpoint.tokenizer.decode(windows[0].tolist())
+
+
+def take_portrait(browser: Browser, page: Path, picture: Path, section: str, height: int, text: str = "") -> None:
     """A section of the page, at half as many pixels again."""
     browser.emulate(1240, height, "light", scale=1.5)
     browser.open(page)
@@ -195,7 +204,7 @@ def take_portrait(browser: Browser, page: Path, picture: Path, section: str, hei
     browser.wait("setTimeout(arguments[0], 300)")
     if section == "#model":
         browser.wait(READY)
-        browser.run("$('read-text').focus()")
+        browser.run("$('text').value = arguments[0]; takeText(); $('read-text').focus()", text)
         browser.press(*["left"] * 24)
         browser.wait(
             "const done = arguments[0], look = () => routes.list.length ? done() : setTimeout(look, 5); look()"

@@ -133,6 +133,15 @@ def test_pointing_shows_how_a_character_was_predicted(page: Browser, run: tuple[
     assert "was not predicted" in text_of(page, "prediction-about") and all(dot[2] == "none" for dot in dots(page))
 
 
+def test_what_is_pointed_at_before_it_is_read_gets_its_splines_later(page: Browser) -> None:
+    page.run(
+        "$('text').value = 'hgfe dcba '.repeat(40); $('text').dispatchEvent(new Event('input'));"
+        "live.chosen = 5; clearTimeout(resting); routes.of = null; findRoutes()"
+    )
+    page.wait(SETTLED)
+    assert page.run("return routes.of").startswith("4 ") and page.run("return $('routes').children.length") == 12
+
+
 def test_dots_run_along_kept_curves(page: Browser) -> None:
     point_at(page, 6, click=True)
     before, names = dots(page), page.run("return routes.cards.map(({ item }) => item.textContent)")

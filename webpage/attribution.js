@@ -23,10 +23,10 @@ function routeCandidates(reading, place, target, means) {
     trace.inputs[number].forEach((x, i) => {
       const [cell, share] = cellOf(layer, x);
       for (let o = 0, at = (i * G + cell) * O; o < O; o++, at++) {
-        const height = points[at] + share * (points[at + O] - points[at]), value = height - means[number][i * O + o];
+        const value = points[at] + share * (points[at + O] - points[at]) - means[number][i * O + o];
         const size = Math.abs(value * gradient[o]);
         if (size <= least) continue;
-        found.push({ layer: number, input: i, output: o, height, value, size });
+        found.push({ layer: number, input: i, output: o, x, value, size });
         if (found.length >= 8 * CANDIDATES) least = keepLargest(found);
       }
     });

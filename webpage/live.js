@@ -1,7 +1,7 @@
 // The panel of the live model: the text, what is computed of it between two frames, and what is pointed at.
 // prediction.js shows what comes next, routes.js the splines that made it.
 
-const SLICE_MS = 9, MOST_CHARACTERS = 3000, REST_MS = 140;
+const SLICE_MS = 9, WRITING_SLICE_MS = 25, MOST_CHARACTERS = 3000, REST_MS = 140;
 const live = {
   model: null, uses: [], changes: [], plain: null, changed: null, tokens: [], chosen: null, hovered: null, cells: [], next: null,
   writing: null, random: Math.random, scheduled: false, jobs: [],
@@ -66,7 +66,7 @@ function schedule() {
 
 function workAWhile() {
   live.scheduled = false;
-  const until = performance.now() + SLICE_MS;
+  const until = performance.now() + (live.writing ? WRITING_SLICE_MS : SLICE_MS);  // nobody types meanwhile
   let work;
   while (performance.now() < until && (work = nextWork())) work();
   showWriting();

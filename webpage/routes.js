@@ -12,8 +12,10 @@ function startRoutes() {
 
 // Begins to look for the splines behind what is pointed at, in small jobs between frames.
 function findRoutes() {
+  if (live.writing) return;  // when it stops, this is called again
+  if (!reading().isDone) { resting = setTimeout(findRoutes, REST_MS); return; }
   const at = predictionAt(pointed());
-  if (!at || !reading().isDone || live.writing) { if (at) resting = setTimeout(findRoutes, REST_MS); return; }
+  if (!at) return;
   if ($("hold").checked && routes.list.length) return;
   const one = reading(), target = at.actual >= 0 ? at.actual : likeliest(one, at.place);
   const of = `${at.place} ${target} ${live.tokens.slice(0, at.place + 1)} ${live.changes.map((each) => JSON.stringify(each))}`;
@@ -52,7 +54,8 @@ function routeCard(route) {
   const layer = reading().splines[route.layer], { name } = layer, edge = `${route.input} → ${route.output}`;
   const points = splinePoints(layer, route.input, route.output), picture = svg("svg", { viewBox: "0 0 150 84", "aria-hidden": "true" });
   const original = splinePoints(live.model.splines[route.layer], route.input, route.output);
-  const limit = niceLimit(Math.max(...original.map(Math.abs), Math.abs(route.height)));
+  const farthest = VISIBLE * layer.width, x = Math.min(Math.max(route.x, -farthest), farthest);
+  const limit = niceLimit(Math.max(...original.map(Math.abs), Math.abs(splineValue(original, layer.width, x))));
   const { X, Y, end } = drawSpline(picture, { points, width: layer.width, histogram: recordedHistogram(layer, route), limit },
     { left: 0, top: 0, right: 150, bottom: 84, small: true });
   const dot = svg("circle", { class: "reading", r: 4 });
