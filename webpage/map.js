@@ -1,5 +1,7 @@
 // The map of a layer: a pixel a spline, and the cross-hair that pointer and arrow keys move.
 
+const MOST_HEIGHT = 640;
+
 function startMap() {
   const area = $("map").parentElement;
   area.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") hover(cellAt(event)); });
@@ -44,7 +46,7 @@ function drawMap() {
   const layer = currentLayer(), { I, O } = layer;
   drawGroups();
   const ratio = devicePixelRatio || 1, room = $("map").parentElement.clientWidth * ratio;
-  const cell = Math.max(1, Math.floor(Math.min(room / O, 40 * ratio)));
+  const cell = Math.max(1, Math.floor(Math.min(room / O, MOST_HEIGHT * ratio / I, 40 * ratio)));
   explorer.grid = { cell, across: O, down: I, ratio };
   const small = new ImageData(O, I), color = COLORINGS[explorer.color](layer), isShown = shownOnMap();
   for (let row = 0, at = 0; row < I; row++) for (let column = 0; column < O; column++, at += 4) {
