@@ -59,7 +59,7 @@ def browser() -> Iterator[Browser]:
 
 def open_live(browser: Browser, run: Path) -> None:
     """The report of `run`, its model unpacked."""
-    assert call(report.main, run).code == 0
+    report.write_report([run])
     browser.messages()
     browser.open(run / "report.html")
     browser.wait("const done = arguments[0], look = () => live.model ? done() : setTimeout(look, 5); look()")

@@ -11,7 +11,6 @@ import report
 from bench.chromium import Browser, why_not
 from kan_layer import KANLayer
 from tests.report_runs import make_run, random_layer
-from tests.runs import call
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -33,7 +32,7 @@ def browser() -> Iterator[Browser]:
 
 def open_layer(browser: Browser, run: Path, layer: KANLayer) -> None:
     make_run(run, {5: [layer]})
-    assert call(report.main, run).code == 0
+    report.write_report([run])
     browser.messages()
     browser.open(run / "report.html")
     assert browser.messages() == []
