@@ -132,7 +132,7 @@ function drawText() {
 function showLoss() {
   const now = reading().meanLoss, before = live.changed && live.plain.meanLoss;
   if (live.tokens.length < 2) { $("loss").textContent = "Two characters or more have a loss."; return; }
-  if (now === undefined) { $("loss").textContent = "reading …"; return; }
+  if (now === undefined) { $("loss").textContent = `reading … ${percent(reading().places.length / live.tokens.length, 0)}`; return; }
   const difference = before === undefined || before === null ? "" : `; without the changes ${before.toFixed(3)}, so they cost ${number(Number((now - before).toFixed(3)))}`;
   $("loss").textContent = `Loss of this text: ${now.toFixed(3)} nats a character${difference}.`;
 }
