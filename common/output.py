@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
+from common.streams import mend_streams
+
 
 class Lenient:
     """A text stream that drops what cannot be written, and tells so once. What comes later is tried again."""
 
-    def __init__(self, stream: TextIO | None, tell: Callable[[Exception], object]) -> None:
-        """`stream`: None, as Python has it, where the command was started with that output closed."""
+    def __init__(self, stream: TextIO, tell: Callable[[Exception], object]) -> None:
         self._stream = stream
         self._tell = tell
         self._told = False
@@ -23,14 +24,12 @@ class Lenient:
 
     def write(self, text: str) -> int:
         with self._noting():
-            if self._stream is not None:
-                self._stream.write(text)
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with self._noting():
-            if self._stream is not None:
-                self._stream.flush()
+            self._stream.flush()
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -43,8 +42,6 @@ class Lenient:
 
     def settle(self) -> None:
         """Flush for the last time; where that fails the interpreter's own last flush must not fail again."""
-        if self._stream is None:
-            return
         try:
             self._stream.flush()
         except OSError:
@@ -55,6 +52,7 @@ class Lenient:
 @contextlib.contextmanager
 def output_may_fail() -> Iterator[None]:
     """A stretch, or by decoration a function, whose work is worth more than its lines on stdout and stderr."""
+    mend_streams()
     before = sys.stdout, sys.stderr
     lines = Lenient(sys.stdout, lambda error: print(_sentence(error), file=sys.stderr, flush=True))
     errors = Lenient(sys.stderr, lambda error: None)

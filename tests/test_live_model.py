@@ -237,7 +237,9 @@ def test_a_change_is_what_pytorch_makes_of_it(
         for i in inputs:
             for o in outputs:
                 degree = 1 if change["mode"] == "straight" else 0
-                line = np.polyfit(snapshot.grid.knots(), points[i, :, o], degree, w=np.sqrt(snapshot.use[i].astype(float)))
+                line = np.polyfit(
+                    snapshot.grid.knots(), points[i, :, o], degree, w=np.sqrt(snapshot.use[i].astype(float))
+                )
                 points[i, :, o] = np.polyval(line, snapshot.grid.knots())
         layer.set_control_points(torch.from_numpy(points))
     texts = random_texts(10, SMALL["block_size"])
