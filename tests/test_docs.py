@@ -130,13 +130,14 @@ def test_every_relative_link_and_anchor_leads_somewhere(page: Path) -> None:
 
 
 @each_page
+def test_no_heading_stands_twice(page: Path) -> None:
+    headings = re.findall(r"^#+ .*$", prose(page), re.MULTILINE)
+    assert headings and not {heading: n for heading, n in Counter(headings).items() if n > 1}
+
+
+@each_page
 def test_every_path_that_is_named_exists(page: Path) -> None:
-    missing = {path for path in PATH.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()}
-    assert not missing - {path for path in missing if path.startswith("docs/") or is_placeholder(path)}
-
-
-def is_placeholder(path: str) -> bool:
-    return bool({"mine", "toy"} & set(re.split(r"[/.]", path)))
+    assert not [path for path in PATH.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()]
 
 
 @each_page
