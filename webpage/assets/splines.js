@@ -1,5 +1,5 @@
 // The splines: unpacked from the page's data blocks, one step at a time, and the measures that the explorer sorts by.
-// The same definitions as spline_views.py and spline_statistics.py.
+// The same definitions as splines/views.py and splines/statistics.py.
 
 const LINEAR_SHARE = 0.05, DEAD_SHARE = 0.05;
 const unpackedSteps = new Map();
