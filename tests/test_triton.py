@@ -48,9 +48,9 @@ def test_the_contract_holds_in_the_interpreter() -> None:
 
 
 @interpreted
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
-    tokens=st.integers(1, 200),
+    tokens=st.integers(1, 80),
     features=st.integers(1, 40),
     outputs=st.integers(1, 80),
     grid=st.integers(2, 20),
@@ -79,9 +79,10 @@ def test_unused_control_points_get_exactly_no_gradient() -> None:
 @interpreted
 def test_the_sum_over_parts_of_the_tokens_is_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = random_layer(3, 4, 5, 4.0, "triton")
-    x, dy = torch.randn(700, 3), torch.randn(700, 4)
+    x, dy = torch.randn(300, 3), torch.randn(300, 4)
     whole = run(layer, x, dy)[2]
-    for splits in (2, 3, 7, 11):
+    for splits in (2, 7):
+        triton.Launch.of.cache_clear()
         monkeypatch.setattr(triton_tiles, "token_splits", lambda *_, splits=splits: splits)
         torch.testing.assert_close(run(layer, x, dy)[2], whole, rtol=1e-5, atol=1e-5)
 
@@ -104,9 +105,9 @@ def test_only_the_gradients_that_are_wanted(wanted: tuple[bool, bool]) -> None:
 @interpreted
 def test_the_operator_keeps_pytorch_s_rules_for_operators() -> None:
     x, weight = torch.randn(6, 3, requires_grad=True), torch.randn(3, 5, 4, requires_grad=True)
+    tables = triton.tables(weight.detach(), torch.float32)
     for tokens in (6, 0):
-        arguments = (x[:tokens], weight, 4.0, torch.float32)
-        torch.library.opcheck(torch.ops.splinegpt.triton.default, arguments)
+        torch.library.opcheck(torch.ops.splinegpt.triton.default, (x[:tokens], weight, *tables, 4.0))
 
 
 @interpreted
@@ -124,7 +125,7 @@ def test_the_operator_refuses_what_the_kernels_would_misread(
     x: torch.Tensor, weight: torch.Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        torch.ops.splinegpt.triton(x, weight, 4.0, torch.float32)
+        torch.ops.splinegpt.triton(x, weight, *triton.tables(weight, torch.float32), 4.0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -172,7 +173,8 @@ def test_tiles_suit_the_kernels(
     major: tuple[int, int], dtype: torch.dtype, precision: str, tokens: int, inputs: int, points: int, outputs: int
 ) -> None:
     chosen = triton_tiles.tiles(major, dtype, precision, tokens, (inputs, points, outputs))
-    assert (points - 1) % chosen.forward.group == 0
+    assert chosen.forward.span % chosen.forward.group == 0
+    assert chosen.forward.span < 2 * max(4, points - 1) and chosen.grad_weight.group < 2 * points  # few zeros
     for tile in (chosen.forward, chosen.grad_x, chosen.grad_weight):
         for block, size in ((tile.tokens, tokens), (tile.inputs, inputs), (tile.outputs, outputs)):
             assert block >= 16 and block.bit_count() == 1  # what tl.arange and tensor cores take
