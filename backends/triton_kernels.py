@@ -222,7 +222,7 @@ def grad_x_kernel(
             if CELL_BITS == 8:
                 cells = (cells | (cells << 8)) & 0x00FF00FF
             differs = (cells ^ (tl.cast(k, tl.uint32) * 0x00010001)) + 0x7FFF7FFF  # the highest bit of either half says so
-            here = ((~differs & 0x80008000) >> 15) * 0xFFFF
+            here = (((differs & 0x80008000) ^ 0x80008000) >> 15) * 0xFFFF
             picked |= rounded_pair(left, right, DTYPE, INTERPRETED) & here
         else:
             picked = tl.where((cells & ((1 << CELL_BITS) - 1)) == k, left, picked)
