@@ -1,4 +1,4 @@
-"""The Triton kernels of `triton`: the spline layer as matrix products, one of whose operands is built from x on the way.
+"""The Triton kernels of `triton`: the spline layer as matrix products with an operand that is built from x on the way.
 
 With u the position of x in knot units, D_k = W_{k+1} - W_k the rise over cell k, and the ramp r_k(u) = u - k clamped to
 [0, 1] (the first ramp unclamped below, the last above: linear extrapolation):
@@ -70,7 +70,7 @@ def basis(
     """Ramps or hats number first + j and the next ones beside each other: (N, I) → (N, COUNT·I)."""
     if COUNT == 1:
         return basis_function(x, first, j, inverse_spacing, CELLS, SPAN, HATS).to(DTYPE)
-    else:  # noqa: RET505 - Triton would go on after a return
+    else:  # which Triton needs to see: it compiles what follows a return, too
         HALF: tl.constexpr = COUNT // 2
         left = basis(x, first, j, inverse_spacing, CELLS, SPAN, HALF, HATS, DTYPE)
         right = basis(x, first, j + HALF, inverse_spacing, CELLS, SPAN, HALF, HATS, DTYPE)
@@ -165,8 +165,8 @@ def rounded_pair(low, high, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
         high = high.to(DTYPE).to(tl.uint16, bitcast=True).to(tl.uint32)
         pair = low | (high << 16)
     else:  # Triton makes up to four instructions of these; the first source of this one goes to the upper half
-        CONVERSION: tl.constexpr = "cvt.rn.bf16x2.f32" if DTYPE == tl.bfloat16 else "cvt.rn.f16x2.f32"
-        pair = tl.inline_asm_elementwise(CONVERSION + " $0, $2, $1;", "=r,f,f", [low, high], tl.uint32, True, 1)
+        ASSEMBLY: tl.constexpr = f"cvt.rn.{'bf16' if DTYPE.is_bf16() else 'f16'}x2.f32 $0, $2, $1;"
+        pair = tl.inline_asm_elementwise(ASSEMBLY, "=r,f,f", [low, high], tl.uint32, True, 1)
     return pair
 
 
@@ -221,7 +221,9 @@ def grad_x_kernel(
         if PACKED:
             if CELL_BITS == 8:
                 cells = (cells | (cells << 8)) & 0x00FF00FF
-            differs = (cells ^ (tl.cast(k, tl.uint32) * 0x00010001)) + 0x7FFF7FFF  # the highest bit of either half says so
+            differs = (
+                cells ^ (tl.cast(k, tl.uint32) * 0x00010001)
+            ) + 0x7FFF7FFF  # the highest bit of either half says so
             here = (((differs & 0x80008000) ^ 0x80008000) >> 15) * 0xFFFF
             picked |= rounded_pair(left, right, DTYPE, INTERPRETED) & here
         else:

@@ -55,20 +55,14 @@ class Tiles:
 
 # Names of generations as in NVIDIA's manuals; the consumer cards have 99 KiB of shared memory where others have more.
 HALF = {
-    "ampere": Tiles(
-        Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)
-    ),
-    "consumer": Tiles(
-        Tile(128, 16, 64, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)
-    ),
+    "ampere": Tiles(Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)),
+    "consumer": Tiles(Tile(128, 16, 64, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)),
     "hopper": Tiles(
         Tile(256, 16, 64, 4, group=4, span=8, residents=2),
         Tile(128, 256, 32, stages=4),
         Tile(64, 32, 64, 4, group=8, residents=2),
     ),
-    "blackwell": Tiles(
-        Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 64), Tile(64, 16, 128, group=8)
-    ),
+    "blackwell": Tiles(Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 64), Tile(64, 16, 128, group=8)),
 }
 TF32 = Tiles(Tile(64, 16, 64, 4, 2, group=2, span=4), Tile(64, 32, 32, 4, 2), Tile(32, 16, 64, 4, 2, group=4))
 IEEE = Tiles(Tile(32, 16, 32, 4, 2, group=1, span=4), Tile(32, 32, 16, 4, 2), Tile(16, 16, 32, 4, 2, group=2))
