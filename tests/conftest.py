@@ -5,6 +5,8 @@ import torch
 
 from backends import amx, triton
 
+FOR_CPUS = ("native", "amx")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -17,6 +19,8 @@ def why_skipped(item: pytest.Item) -> str | None:
     if "cuda" in item.keywords and not torch.cuda.is_available():
         return "needs a CUDA GPU"
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if params.get("impl") in FOR_CPUS and torch.device(params.get("device", "cpu")).type != "cpu":
+        return "a kernel for CPUs"
     if params.get("impl") == "amx" and not amx.is_supported():
         return "needs a CPU with AMX"
     if params.get("impl") != "triton":
