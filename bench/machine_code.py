@@ -13,7 +13,20 @@ from dataclasses import dataclass
 
 # Of the instructions seen in these kernels, those of the arithmetic unit that takes two cycles for a warp (CUDA's
 # programming guide, "Arithmetic Instructions": 64 results a cycle on a processor where multiply-adds are 128).
-HALF_RATE: tuple[str, ...] = ("FMNMX", "F2FP", "FSEL", "FSETP", "I2FP", "IABS", "IADD3", "IMNMX", "ISETP", "LEA", "LOP3", "PLOP3")
+HALF_RATE: tuple[str, ...] = (
+    "FMNMX",
+    "F2FP",
+    "FSEL",
+    "FSETP",
+    "I2FP",
+    "IABS",
+    "IADD3",
+    "IMNMX",
+    "ISETP",
+    "LEA",
+    "LOP3",
+    "PLOP3",
+)
 HALF_RATE += ("PRMT", "SEL", "SGXT", "SHF", "VIADD", "VIMNMX")
 WIDE = {"64": 2, "128": 4, "WIDE": 2}  # registers that an instruction with such a modifier writes
 # Instructions that write none.
