@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,33 @@ def test_unused_control_points_get_exactly_no_gradient() -> None:
     assert used.tolist() == [g in (4, 5, 6) for g in range(9)]
 
 
+@pytest.fixture
+def fresh_launches() -> Iterator[None]:
+    """Launches are kept by size; these of another table must not be."""
+    triton.Launch.of.cache_clear()
+    yield
+    triton.Launch.of.cache_clear()
+
+
 @interpreted
+@pytest.mark.usefixtures("fresh_launches")
+@pytest.mark.parametrize("grid", [2, 3, 4, 5, 6, 8, 9, 10, 17, 32])
+def test_groups_of_ramps_and_hats_as_on_hopper(grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole groups, groups with places beyond the last cell, one group and several."""
+    hopper = triton_tiles.HALF["hopper"]
+    small = {
+        name: replace(getattr(hopper, name), tokens=16, outputs=32) for name in ("forward", "grad_x", "grad_weight")
+    }
+    monkeypatch.setattr(triton_tiles, "IEEE", triton_tiles.Tiles(**small))
+    layer = random_layer(5, 6, grid, 4.0, "triton")
+    x = inputs_of_every_kind(4, 5, grid, 4.0)[:20]  # without those far outside
+    dy = torch.randn(len(x), 6)
+    for value, truth in zip(run(layer, x, dy), truth_for(layer, x, dy), strict=True):
+        assert relative_error(value, truth) < 2e-6
+
+
+@interpreted
+@pytest.mark.usefixtures("fresh_launches")
 def test_the_sum_over_parts_of_the_tokens_is_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = random_layer(3, 4, 5, 4.0, "triton")
     x, dy = torch.randn(300, 3), torch.randn(300, 4)
@@ -85,6 +113,31 @@ def test_the_sum_over_parts_of_the_tokens_is_the_sum(monkeypatch: pytest.MonkeyP
         triton.Launch.of.cache_clear()
         monkeypatch.setattr(triton_tiles, "token_splits", lambda *_, splits=splits: splits)
         torch.testing.assert_close(run(layer, x, dy)[2], whole, rtol=1e-5, atol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_cells_whose_numbers_need_more_than_a_byte(dtype: torch.dtype) -> None:
+    grid = triton_tiles.BYTE_CELLS + 20
+    layer = random_layer(4, 3, grid, 4.0, "triton").to(dtype)
+    x, dy = (torch.randn(10, 4) * 1.2).to(dtype), torch.randn(10, 3).to(dtype)
+    _, dx, _ = run(layer, x, dy)
+    assert relative_error(dx, truth_for(layer, x, dy)[1]) < max(1e-5, 3 * torch.finfo(dtype).eps)
+
+
+@interpreted
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_bad_input_has_the_slope_of_an_end_cell(bad: float) -> None:
+    """As in every other backend: its gradient is finite, and that of W shows that something is wrong."""
+    grid = 5
+    layer, x, dy = random_layer(3, 4, grid, 4.0, "triton"), torch.randn(6, 3), torch.randn(6, 4)
+    x[2, 1] = bad
+    _, dx, dw = run(layer, x, dy)
+    with torch.no_grad():
+        edge = layer.weight[1, -2:] if bad == float("inf") else layer.weight[1, :2]
+        slope = (dy[2] * (edge[1] - edge[0])).sum() * (grid - 1) / 4.0
+    torch.testing.assert_close(dx[2, 1], slope)
+    assert not dw[1].isfinite().all() and dw[[0, 2]].isfinite().all()
 
 
 @interpreted
