@@ -58,9 +58,9 @@ HALF = {
     "ampere": Tiles(Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)),
     "consumer": Tiles(Tile(128, 16, 64, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)),
     "hopper": Tiles(
-        Tile(256, 16, 64, 4, group=4, span=8, residents=2),
+        Tile(128, 16, 128, 4, 2, group=4, span=8, residents=2),
         Tile(128, 256, 32, stages=4),
-        Tile(64, 32, 64, 4, group=8, residents=2),
+        Tile(64, 16, 128, 4, group=8, residents=2),
     ),
     "blackwell": Tiles(Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 64), Tile(64, 16, 128, group=8)),
 }

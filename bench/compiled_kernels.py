@@ -54,6 +54,7 @@ class Gpu:
     processors: int = 132
     ghz: float = 1.7
     l2_bytes: float = 29  # a processor gets of level-2 cache in a cycle: 6.5 TB/s in all
+    shared_rate: int = 128  # bytes a cycle of a processor's shared memory
     memory_tbps: float = 2.8
     registers: int = 65_536  # of a processor
     shared_bytes: int = 233_472
@@ -83,7 +84,8 @@ class Count:
     residents: int  # programs that share a processor
     issue_cycles: int
     tensor_cycles: int
-    bytes_per_tensor_cycle: float
+    copied_per_tensor_cycle: float  # bytes, from level-2 cache
+    shared_per_tensor_cycle: float  # bytes, through shared memory
     ms: float
 
 
@@ -98,7 +100,8 @@ def count(build: Build, compiled: Compiled, gpu: Gpu = ASSUMED) -> Count:
     programs, rounds, entries = trips(build)
     blocking = sum(left == 0 for left in inner.waits())
     alone = issue + tensor + blocking * gpu.latency if blocking else max(issue, tensor)
-    busiest = max(issue, tensor, copied / gpu.l2_bytes)
+    shared = inner.shared_bytes(compiled.threads)
+    busiest = max(issue, tensor, copied / gpu.l2_bytes, shared / gpu.shared_rate)
     again = 0.0  # that an outer loop adds each time
     if len(loops) > 1:
         again = (loops[1].issue_cycles() - inner.issue_cycles()) * warps / 4 + gpu.refill
@@ -119,6 +122,7 @@ def count(build: Build, compiled: Compiled, gpu: Gpu = ASSUMED) -> Count:
         issue,
         tensor,
         copied / tensor,
+        shared / tensor,
         waves * cycles / gpu.ghz / 1e6,
     )
 
@@ -176,7 +180,8 @@ def compiled_for(options: Options) -> tuple[list[Count], dict[int, float]]:
 
 HEADER = (
     "| G | kernel | instructions | barriers | waits (left under way) | registers | spilled | programs | "
-    "issue / tensor cycles | bytes per tensor cycle | ms, calculated |\n" + "|---|---" + "|---:" * 9 + "|"
+    "issue / tensor cycles | loaded bytes per tensor cycle | in shared memory | ms, calculated |\n"
+    "|---|---" + "|---:" * 10 + "|"
 )
 
 
@@ -186,7 +191,7 @@ def row(one: Count) -> str:
     return (
         f"| {one.points} | {one.kernel} | {one.instructions} | {one.barriers} | {waits}{serialized} | {one.registers} "
         f"| {one.spilled_bytes} | {one.residents} | {one.issue_cycles} / {one.tensor_cycles} "
-        f"| {one.bytes_per_tensor_cycle:.0f} | {one.ms:.2f} |"
+        f"| {one.copied_per_tensor_cycle:.0f} | {one.shared_per_tensor_cycle:.0f} | {one.ms:.2f} |"
     )
 
 

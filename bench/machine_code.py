@@ -150,6 +150,18 @@ class Loop:
         """That a scheduler is busy with a warp's round: one an instruction, or two for each of the half-rate unit's."""
         return max(len(self.instructions), 2 * self.count(*HALF_RATE))
 
+    def shared_bytes(self, threads: int) -> int:
+        """Through shared memory: read by products, 64 rows or the columns of 32 bytes each, and moved by `threads`."""
+        products = sum(32 * (product.columns + (0 if product.left else 64)) for product in self.products())
+        moved = 0
+        for instruction in self.instructions:
+            name, *modifiers = instruction.opcode
+            if name in ("LDS", "STS"):
+                moved += 4 * max([WIDE.get(modifier, 1) for modifier in modifiers], default=1)
+            elif name in ("LDSM", "STSM"):
+                moved += 4 * int(modifiers[-1] if modifiers[-1].isdigit() else 1)
+        return products * threads // 128 + moved * threads + self.copied_bytes(threads)
+
     def copied_bytes(self, threads: int) -> int:
         """From global to shared memory by `threads` threads, all of whose copies are of 16 bytes."""
         return 16 * threads * self.count("LDGSTS")
