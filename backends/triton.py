@@ -19,6 +19,7 @@ from torch import Tensor
 
 from backends import embedding_bag, triton_tiles
 from backends.grid import knot_units
+from backends.triton_tiles import Hats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_PARTIAL_BYTES = 2**28  # of gradients of W that are summed over parts of the tokens
@@ -208,6 +209,7 @@ class Launch:
         capability = torch.cuda.get_device_capability(device) if on_gpu else triton_tiles.OLDEST
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 8
         self.tiles = triton_tiles.tiles(capability, dtype, precision, tokens, shape)
+        self.hats = triton_tiles.launches_of_hats(self.tiles, self.points, self.inputs)
         self.split_tokens, self.splits = self._split()
 
     @staticmethod
@@ -218,16 +220,14 @@ class Launch:
 
     def _split(self) -> tuple[int, int]:
         """Into parts of how many tokens, and how many, the sum of the gradient of W is cut."""
-        tile = self.tiles.grad_weight
+        hats = max(self.hats, key=self._programs)
         most = max(1, min(16, MOST_PARTIAL_BYTES // (4 * self.inputs * self.points * self.outputs)))
-        seats = self.processors * tile.residents
-        splits = triton_tiles.token_splits(self._weight_programs(), self.tokens, tile.tokens, seats, most)
-        return blocks(self.tokens, splits * tile.tokens) * tile.tokens, splits
+        seats, block = self.processors * hats.tile.residents, max(one.tile.tokens for one in self.hats)
+        splits = triton_tiles.token_splits(self._programs(hats), self.tokens, block, seats, most)
+        return blocks(self.tokens, splits * block) * block, splits
 
-    def _weight_programs(self) -> int:
-        tile = self.tiles.grad_weight
-        groups = blocks(self.points, tile.group)
-        return blocks(self.inputs, tile.inputs) * groups * blocks(self.outputs, tile.outputs)
+    def _programs(self, hats: Hats) -> int:
+        return blocks(self.inputs, hats.tile.inputs) * hats.groups * blocks(self.outputs, hats.tile.outputs)
 
     def forward(self, x: Tensor, rises: Tensor, first: Tensor, y: Tensor) -> None:
         tile = self.tiles.forward
@@ -256,12 +256,12 @@ class Launch:
 
     def grad_weight(self, grad: Tensor, x: Tensor) -> Tensor:
         """float32, (I', G, O'). The tokens are summed in parts, and these in a fixed order."""
-        tile = self.tiles.grad_weight
         parts = x.new_empty((self.splits, self.inputs, self.points, self.outputs), dtype=torch.float32)
         sizes = (self.tokens, self.inputs, self.outputs)
-        options = {"PRECISION": self.precision, "GROUP": tile.group, **tile.options()}
-        options["split_tokens"] = self.split_tokens
-        self._run("grad_weight_kernel", (self._weight_programs(), self.splits), (grad, x, parts), sizes, options)
+        for hats in self.hats:
+            groups = {"FIRST": hats.first, "GROUPS": hats.groups, "GROUP": hats.tile.group}
+            options = {"PRECISION": self.precision, **groups, **hats.tile.options(), "split_tokens": self.split_tokens}
+            self._run("grad_weight_kernel", (self._programs(hats), self.splits), (grad, x, parts), sizes, options)
         return parts.sum(0) if self.splits > 1 else parts[0]
 
     def _run(

@@ -255,6 +255,8 @@ def grad_weight_kernel(
     inverse_spacing,
     split_tokens,
     CELLS: tl.constexpr,
+    FIRST: tl.constexpr,  # hat, a multiple of GROUP
+    GROUPS: tl.constexpr,
     GROUP: tl.constexpr,  # hats that make one operand
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -262,10 +264,9 @@ def grad_weight_kernel(
     BLOCK_O: tl.constexpr,
 ):
     POINTS: tl.constexpr = CELLS + 1
-    GROUPS: tl.constexpr = (POINTS + GROUP - 1) // GROUP
     output_tiles = tl.cdiv(outputs, BLOCK_O)
     first_o = tl.program_id(0) % output_tiles * BLOCK_O
-    first = tl.program_id(0) // output_tiles % GROUPS * GROUP
+    first = FIRST + tl.program_id(0) // output_tiles % GROUPS * GROUP
     first_i = tl.program_id(0) // (output_tiles * GROUPS) * BLOCK_I
     split = tl.program_id(1).to(tl.int64)
     n, o, i = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_O), tl.arange(0, BLOCK_I)

@@ -48,24 +48,53 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
+    """By kernel; the gradient of W also for a single control point, which is what is left of grids such as 5 and 9."""
+
     forward: Tile
     grad_x: Tile
     grad_weight: Tile
+    single_weight: Tile
+
+
+@dataclass(frozen=True)
+class Hats:
+    """`groups` times `tile.group` hats from number `first` on, for which the gradient of W is one launch."""
+
+    first: int
+    groups: int
+    tile: Tile
 
 
 # Names of generations as in NVIDIA's manuals; the consumer cards have 99 KiB of shared memory where others have more.
 HALF = {
-    "ampere": Tiles(Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)),
-    "consumer": Tiles(Tile(128, 16, 64, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8)),
+    "ampere": Tiles(
+        Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8), Tile(64, 128, 64)
+    ),
+    "consumer": Tiles(
+        Tile(128, 16, 64, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8), Tile(64, 128, 64)
+    ),
     "hopper": Tiles(
         Tile(128, 16, 128, 4, 2, group=4, span=8, residents=2),
         Tile(128, 256, 32, stages=4),
         Tile(64, 16, 128, 4, group=8, residents=2),
+        Tile(64, 128, 256),
     ),
-    "blackwell": Tiles(Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 64), Tile(64, 16, 128, group=8)),
+    "blackwell": Tiles(
+        Tile(128, 16, 128, group=4, span=8), Tile(128, 128, 64), Tile(64, 16, 128, group=8), Tile(64, 128, 128)
+    ),
 }
-TF32 = Tiles(Tile(64, 16, 64, 4, 2, group=2, span=4), Tile(64, 32, 32, 4, 2), Tile(32, 16, 64, 4, 2, group=4))
-IEEE = Tiles(Tile(32, 16, 32, 4, 2, group=1, span=4), Tile(32, 32, 16, 4, 2), Tile(16, 16, 32, 4, 2, group=2))
+TF32 = Tiles(
+    Tile(64, 16, 64, 4, 2, group=2, span=4),
+    Tile(64, 32, 32, 4, 2),
+    Tile(32, 16, 64, 4, 2, group=4),
+    Tile(32, 64, 64, 4, 2),
+)
+IEEE = Tiles(
+    Tile(32, 16, 32, 4, 2, group=1, span=4),
+    Tile(32, 32, 16, 4, 2),
+    Tile(16, 16, 32, 4, 2, group=2),
+    Tile(16, 32, 32, 4, 2),
+)
 
 
 def generation(capability: tuple[int, int]) -> str:
@@ -81,11 +110,13 @@ def tiles(
     """For operands of `dtype`, if float32 of `precision` "tf32" or "ieee"; `shape` is (I, G, O), I and O padded."""
     table = HALF[generation(capability)] if dtype.itemsize == 2 else TF32 if precision == "tf32" else IEEE
     inputs, points, outputs = shape
-    fitted = (fit(tile, tokens, inputs, outputs) for tile in (table.forward, table.grad_x, table.grad_weight))
-    forward, grad_x, grad_weight = fitted
+    forward, grad_x, *weights = (
+        fit(tile, tokens, inputs, outputs)
+        for tile in (table.forward, table.grad_x, table.grad_weight, table.single_weight)
+    )
     if points - 1 > BYTE_CELLS or tokens <= FEW_TOKENS:  # as numbers of cells, and fewer warps, take more registers
         grad_x = replace(grad_x, inputs=min(grad_x.inputs, 128))
-    return Tiles(with_ramps(forward, points - 1), grad_x, with_hats(grad_weight, points))
+    return Tiles(with_ramps(forward, points - 1), grad_x, *weights)
 
 
 def fit(tile: Tile, tokens: int, inputs: int, outputs: int) -> Tile:
@@ -108,9 +139,20 @@ def with_ramps(tile: Tile, cells: int) -> Tile:
     return replace(tile, group=group, span=span)
 
 
-def with_hats(tile: Tile, points: int) -> Tile:
-    """No more hats to an operand than there are."""
-    return replace(tile, group=min(tile.group, power_of_two(points, 1)))
+def launches_of_hats(tiles: Tiles, points: int, inputs: int) -> list[Hats]:
+    """All hats, in groups of powers of two with few zeros to fill them up; one that is left over is by itself."""
+    most = tiles.grad_weight.group
+    single = points % 4 == 1
+    rest = points - single
+    whole, remaining = divmod(rest, most)
+    launches = [Hats(0, whole, tiles.grad_weight)] if whole else []
+    if remaining:
+        group = power_of_two(remaining, 1)
+        wider = min(tiles.grad_weight.inputs * most // group, power_of_two(inputs))  # so that as much is multiplied
+        launches.append(Hats(whole * most, 1, replace(tiles.grad_weight, group=group, inputs=wider)))
+    if single:
+        launches.append(Hats(rest, 1, tiles.single_weight))
+    return launches
 
 
 def power_of_two(size: int, least: int = SMALLEST) -> int:

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,23 +144,25 @@ def trips(build: Build) -> tuple[int, int, int]:
         return token_blocks * output_blocks, input_blocks * -(-(points - 1) // tile.span), 1
     if build.kernel == "grad_x":
         return token_blocks * input_blocks, (points - 1) * output_blocks, points - 1
-    programs = input_blocks * -(-points // tile.group) * output_blocks
-    seats = ASSUMED.processors * tile.residents
-    splits = triton_tiles.token_splits(programs, build.tokens, tile.tokens, seats)
-    return programs * splits, -(-token_blocks // splits), 1
+    hats = build.hats()
+    programs = [one.groups * -(-inputs // one.tile.inputs) * -(-outputs // one.tile.outputs) for one in hats]
+    largest = max(range(len(hats)), key=programs.__getitem__)
+    seats = ASSUMED.processors * hats[largest].tile.residents
+    splits = triton_tiles.token_splits(programs[largest], build.tokens, tile.tokens, seats)
+    return programs[build.launch] * splits, -(-token_blocks // splits), 1
 
 
 def around(build: Build, gpu: Gpu = ASSUMED) -> float:
     """Milliseconds of the elementwise work beside the three kernels, by the bytes it moves."""
     programs, _, _ = trips(build)
     inputs, points, outputs = build.shape
-    tile = build.tile()
-    splits = programs // (-(-inputs // tile.inputs) * -(-points // tile.group) * -(-outputs // tile.outputs))
+    hats = build.hats()[build.launch]
+    splits = programs // (hats.groups * -(-inputs // hats.tile.inputs) * -(-outputs // hats.tile.outputs))
     weights = inputs * points * outputs
     tables = weights * (4 + 4 + 4 + 2)  # W read, differences written and read, rises written
     cells = build.tokens * inputs * (4 + 1)
     parts = weights * 4 * (splits + 1 if splits > 1 else 0)
-    kernels = 5  # two for the rises, one each for the first control points, the cells and the parts
+    kernels = 4 + len(build.hats())  # two for the rises; first control points, cells and parts; more of grad_weight
     return (tables + cells + parts) / gpu.memory_tbps / 1e9 + kernels * gpu.launch_us / 1000
 
 
@@ -172,8 +174,10 @@ def compiled_for(options: Options) -> tuple[list[Count], dict[int, float]]:
     for points in options.grid_list():
         for kernel in KERNELS:
             build = Build(kernel, points=points, tokens=options.tokens, inputs=options.width, outputs=options.width)
-            with tempfile.TemporaryDirectory(prefix="splinegpt-") as folder:
-                counts.append(count(build, compiled(build, Path(folder))))
+            for launch in range(len(build.hats()) if kernel == "grad_weight" else 1):
+                build = replace(build, launch=launch)
+                with tempfile.TemporaryDirectory(prefix="splinegpt-") as folder:
+                    counts.append(count(build, compiled(build, Path(folder))))
         beside[points] = around(build)
     return counts, beside
 

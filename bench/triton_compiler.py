@@ -15,10 +15,10 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from backends import triton_kernels, triton_tiles
-from backends.triton_tiles import Tile
+from backends.triton_tiles import Hats, Tile, Tiles
 from bench.machine_code import MachineCode
 
-KERNELS = ("forward", "grad_x", "grad_weight")
+KERNELS = ("forward", "grad_x", "grad_weight")  # the last in one launch or several, see triton_tiles.launches_of_hats
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 # A tensor-core instruction of any generation: mma.sync (Ampere), wgmma (Hopper), tcgen05 (Blackwell).
 TENSOR_CORE = re.compile(r"\bmma\.sync\.\S+|\bwgmma\.mma_async\.\S+|\btcgen05\.mma\.\S+")
@@ -37,11 +37,13 @@ class Build:
     tokens: int = 65_536
     inputs: int = 768
     outputs: int = 768
+    launch: int = 0  # of the gradient of W
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         shape = f"{self.inputs}x{self.outputs}-N{self.tokens}"
-        return f"{self.kernel}-sm_{self.arch}-{dtype}-{self.precision}-G{self.points}-{shape}"
+        launch = f"-launch{self.launch}" if self.launch else ""
+        return f"{self.kernel}{launch}-sm_{self.arch}-{dtype}-{self.precision}-G{self.points}-{shape}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,17 +51,22 @@ class Build:
         inputs, outputs = (size + -size % triton_tiles.ROW for size in (self.inputs, self.outputs))
         return inputs, self.points, outputs
 
-    def tile(self) -> Tile:
+    def tiles(self) -> Tiles:
         capability = divmod(self.arch, 10)
-        tiles = triton_tiles.tiles(capability, self.dtype, self.precision, self.tokens, self.shape)
-        return getattr(tiles, self.kernel)
+        return triton_tiles.tiles(capability, self.dtype, self.precision, self.tokens, self.shape)
+
+    def hats(self) -> list[Hats]:
+        return triton_tiles.launches_of_hats(self.tiles(), self.points, self.shape[0])
+
+    def tile(self) -> Tile:
+        return self.hats()[self.launch].tile if self.kernel == "grad_weight" else getattr(self.tiles(), self.kernel)
 
     def constants(self) -> dict[str, Any]:
-        tile = self.tile()
+        tile, hats = self.tile(), self.hats()[self.launch]
         groups: dict[str, dict[str, Any]] = {
             "forward": {"GROUP": tile.group, "SPAN": tile.span},
             "grad_x": {"INTERPRETED": False},
-            "grad_weight": {"GROUP": tile.group},
+            "grad_weight": {"FIRST": hats.first, "GROUPS": hats.groups, "GROUP": tile.group},
         }
         return {"CELLS": self.points - 1, "PRECISION": self.precision, **groups[self.kernel], **tile.options()}
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ has_triton = pytest.mark.skipif(not has_package, reason="triton is not installed
 # The interpreter is chosen when kernels are imported, so it needs a process of its own: the first test starts it.
 interpreted = pytest.mark.skipif(not triton.interpreted(), reason="runs in Triton's interpreter, in another process")
 CUDA = torch.device("cuda")
+TILES = [field.name for field in fields(triton_tiles.Tiles)]
 
 
 def version(package: str) -> tuple[int, ...]:
@@ -227,8 +228,13 @@ def test_tiles_suit_the_kernels(
 ) -> None:
     chosen = triton_tiles.tiles(major, dtype, precision, tokens, (inputs, points, outputs))
     assert chosen.forward.span % chosen.forward.group == 0
-    assert chosen.forward.span < 2 * max(4, points - 1) and chosen.grad_weight.group < 2 * points  # few zeros
-    for tile in (chosen.forward, chosen.grad_x, chosen.grad_weight):
+    assert chosen.forward.span < 2 * max(4, points - 1)
+    launches = triton_tiles.launches_of_hats(chosen, points, inputs)
+    ends = [hats.first + hats.groups * hats.tile.group for hats in launches]
+    assert [hats.first for hats in launches] == [0, *ends[:-1]]  # each hat in one of them
+    assert points <= ends[-1] < max(points + 4, 1.5 * points)  # few zeros
+    assert all(hats.first % hats.tile.group == 0 for hats in launches)
+    for tile in (chosen.forward, chosen.grad_x, *(hats.tile for hats in launches)):
         for block, size in ((tile.tokens, tokens), (tile.inputs, inputs), (tile.outputs, outputs)):
             assert block >= 16 and block.bit_count() == 1  # what tl.arange and tensor cores take
             assert block == 16 or block < 2 * size  # no tile is mostly empty

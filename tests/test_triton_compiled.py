@@ -19,7 +19,9 @@ INSTRUCTION = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05", 120:
 BUILDS = [
     *(Build(kernel, arch) for arch in SHARED_BYTES for kernel in KERNELS),
     *(Build("forward", arch, points=points) for arch in SHARED_BYTES for points in (5, 64)),
-    *(Build("grad_weight", 90, points=points) for points in (2, 5, 9, 12, 32)),  # one group of hats, or several
+    *(Build("grad_weight", 90, points=points) for points in (2, 3, 5, 7, 9, 32)),  # one group of hats, or several
+    *(Build("grad_weight", arch, points=5, launch=1) for arch in SHARED_BYTES),  # a single hat
+    Build("grad_weight", 90, torch.float32, "tf32", points=5, launch=1),
     *(Build("forward", 90, points=points) for points in (2, 3, 12, 32)),
     *(Build("grad_x", 90, points=points) for points in (2, 300)),
     *(Build(kernel, 90, torch.float16, points=5) for kernel in KERNELS),
@@ -113,7 +115,7 @@ def test_what_the_compiled_code_is_worth(capsys: pytest.CaptureFixture, monkeypa
     printed = capsys.readouterr().out
     assert "nothing measured" in printed and "Assumed" in printed
     rows = [line.split("|") for line in printed.splitlines() if line.startswith("| 5 |")]
-    assert [row[2].strip() for row in rows] == list(KERNELS)
+    assert [row[2].strip() for row in rows] == [*KERNELS, "grad_weight"]  # in two launches
     assert all(float(row[-2]) > 0.3 for row in rows)  # less would be above the tensor cores' peak
 
 
