@@ -93,9 +93,7 @@ def fresh_launches() -> Iterator[None]:
 def test_groups_of_ramps_and_hats_as_on_hopper(grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole groups, groups with places beyond the last cell, one group and several."""
     hopper = triton_tiles.HALF["hopper"]
-    small = {
-        name: replace(getattr(hopper, name), tokens=16, outputs=32) for name in ("forward", "grad_x", "grad_weight")
-    }
+    small = {name: replace(getattr(hopper, name), tokens=16, outputs=32) for name in TILES}
     monkeypatch.setattr(triton_tiles, "IEEE", triton_tiles.Tiles(**small))
     layer = random_layer(5, 6, grid, 4.0, "triton")
     x = inputs_of_every_kind(4, 5, grid, 4.0)[:20]  # without those far outside
