@@ -18,8 +18,6 @@ the way the hardware wants; it is that of `dense`.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -49,14 +47,16 @@ def why_dense(in_features: int, out_features: int, device: torch.device) -> str 
     """Why the zeros are written out for such a layer, or None where sparse tensor cores are used in half precision."""
     if device.type != "cuda":
         return f"sparse tensor cores are in CUDA GPUs, and the layer is on {device.type}"
-    if torch.cuda.get_device_capability(device)[0] != 8:
+    if torch.cuda.get_device_properties(device).major != 8:  # which compilers know, unlike get_device_capability
         return "PyTorch has 2:4 products whose places can be written directly only for compute capability 8.x"
     if in_features % FEATURES or out_features % OUTPUTS:
         shape = f"{in_features} and {out_features}"
         return f"its 2:4 product needs in_features a multiple of {FEATURES} and out_features of {OUTPUTS}, not {shape}"
     if not hasattr(torch, "_sparse_semi_structured_mm"):  # private: it may go
         return "this PyTorch has no 2:4 product whose places can be written directly"
-    return None if _product_works(device) else "PyTorch's 2:4 product fails on this GPU"
+    if device not in _WORKING:  # tried when a layer takes this backend, before any compiler sees it
+        _WORKING[device] = _product_works(device)
+    return None if _WORKING[device] else "PyTorch's 2:4 product fails on this GPU"
 
 
 @standard.under_transforms
@@ -143,7 +143,9 @@ def _(nonzeros: Tensor, metadata: Tensor, table: Tensor) -> Tensor:
     return table.new_empty(nonzeros.shape[0], table.shape[1])
 
 
-@functools.lru_cache
+_WORKING: dict[torch.device, bool] = {}  # whether the product is right
+
+
 def _product_works(device: torch.device) -> bool:
     """Whether the product of a small problem is there, and right."""
     x = torch.linspace(-3, 3, 2 * TOKENS * FEATURES, device=device).view(2 * TOKENS, FEATURES)

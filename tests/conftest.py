@@ -14,6 +14,8 @@ from tests import machine
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
 
+FOR_CPUS = ("native", "amx")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -31,6 +33,8 @@ def why_skipped(item: pytest.Item) -> str | None:
     impl = params.get("impl")
     if lacking or impl not in BACKENDS:
         return lacking
+    if impl in FOR_CPUS and torch.device(params.get("device", "cpu")).type != "cpu":
+        return "a kernel for CPUs"
     if impl == "triton" and triton.interpreted() and (params.get("dtype") is torch.bfloat16 or "autocast" in item.name):
         return "Triton's interpreter computes bfloat16 wrongly"
     return machine.why_not_impl(impl, "cuda" if on_gpu else "cpu")

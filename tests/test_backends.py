@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backends
-from backends import semi_structured
+from backends import csr, semi_structured
 from kan_layer import KANLayer
 from tests import spline_reference
 
@@ -178,7 +178,27 @@ def test_the_csr_operator_keeps_pytorch_s_rules_for_operators() -> None:
     values = torch.rand(12, requires_grad=True)
     columns = torch.tensor([0, 1, 3, 4, 1, 2, 4, 5, 0, 1, 4, 5], dtype=torch.int32)
     table = torch.randn(6, 3, requires_grad=True)
-    torch.library.opcheck(torch.ops.splinegpt.csr_matmul.default, (values, columns, 4, table))
+    torch.library.opcheck(torch.ops.splinegpt.csr_matmul.default, (values, columns, 4, table, torch.float32))
+
+
+@pytest.mark.parametrize("grid", [5, 64])
+def test_csr_in_half_precision_has_gradients_without_noise(grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where sparse products take bfloat16: here they are imitated by dense ones."""
+
+    def dense(values: torch.Tensor, columns: torch.Tensor, row_nonzeros: int, width: int) -> torch.Tensor:
+        rows = values.unflatten(0, (-1, row_nonzeros))
+        return rows.new_zeros(len(rows), width).scatter_add_(1, columns.view_as(rows).long(), rows)
+
+    monkeypatch.setattr(csr, "takes", lambda dtype, device: True)
+    monkeypatch.setattr(csr, "times", lambda *basis: dense(*basis[:3], len(basis[3])) @ basis[3])
+    monkeypatch.setattr(csr, "transposed_times", lambda *basis: dense(*basis[:3], basis[4]).t() @ basis[3])
+    layer = random_layer(16, 12, grid, 4.0, "csr")
+    x, dy = torch.rand(300, 16) * 4 - 2, torch.randn(300, 12).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, dx, dw = run(layer, x, dy)
+    assert y.dtype is torch.bfloat16 and dx.dtype is torch.float32
+    assert relative_error(dx, truth_for(layer, x, dy)[1]) < 1e-5  # the sampled product is float32's
+    assert relative_error(dw, truth_for(layer, x, dy)[2]) < 3 * torch.finfo(torch.bfloat16).eps
 
 
 def test_registry_says_why_a_backend_cannot_be_used() -> None:

@@ -176,7 +176,9 @@ OPERATORS = {
     "native_backward": lambda x, w: torch.ops.splinegpt.native_backward(x.new_ones(3, 2), x, w, 4.0)[0],
     "slopes": lambda x, w: torch.ops.splinegpt.slopes(x, x.new_ones(3, 16, dtype=torch.bfloat16), 5, 4.0),
     "basis": lambda x, w: torch.ops.splinegpt.basis(x, 5, 4.0, True),
-    "csr_matmul": lambda x, w: torch.ops.splinegpt.csr_matmul(x.flatten(), columns(), 4, w.flatten(0, 1)),
+    "csr_matmul": lambda x, w: torch.ops.splinegpt.csr_matmul(
+        x.flatten(), columns(), 4, w.flatten(0, 1), torch.float32
+    ),
     "csr_matmul_backward": lambda x, w: torch.ops.splinegpt.csr_matmul_backward(
         x.new_ones(3, 2), x.flatten(), columns(), 4, w.flatten(0, 1)
     )[0],
