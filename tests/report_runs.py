@@ -16,15 +16,6 @@ from training.config import Config, save
 LETTERS = "abcdefgh <\n"
 
 
-def random_layer(
-    in_features: int, out_features: int, knots: int, width: float = 4.0, seed: int = 0, scale: float = 0.3
-) -> KANLayer:
-    layer = KANLayer(in_features, out_features, num_control_points=knots, spline_width=width)
-    with torch.no_grad():
-        layer.weight.normal_(std=scale, generator=torch.Generator().manual_seed(seed))
-    return layer
-
-
 def look_at(layer: KANLayer, index: int = 0, seed: int = 0, count: int = 500) -> Snapshot:
     """A snapshot with activations that depend a little on the token."""
     generator = torch.Generator().manual_seed(seed)

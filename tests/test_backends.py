@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backends
-from backends import semi_structured
 from kan_layer import KANLayer
 from tests import spline_reference
+from tests.layers import random_layer
 
 IMPLS = [pytest.param(name, id=name) for name in backends.BACKENDS]
 every_impl = pytest.mark.parametrize("impl", IMPLS)
@@ -37,14 +37,6 @@ def run(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tenso
     y = layer(x)
     dx, dw = torch.autograd.grad(y, (x, layer.weight), dy)
     return y, dx, dw
-
-
-def random_layer(features: int, outputs: int, grid: int, width: float, impl: str, **options) -> KANLayer:
-    if impl == "semi_structured":
-        grid = semi_structured.POINTS  # the only grid it is for
-    layer = KANLayer(features, outputs, num_control_points=grid, spline_width=width, impl=impl, **options)
-    torch.nn.init.normal_(layer.weight)
-    return layer
 
 
 def truth_for(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from pictures import film
 from pictures.film import Moment, between
 from splines.records import SplineRecords
 from splines.views import SplineView, view_splines
-from tests.report_runs import look_at, make_run, random_layer
+from tests.layers import random_layer
+from tests.report_runs import look_at, make_run
 from tests.runs import assert_one_sentence, call, make_dataset, options
 from training.run_splines import splines_at
 

@@ -15,7 +15,8 @@ import report
 import train
 from splines.records import SplineRecords
 from splines.snapshot import VISIBLE
-from tests.report_runs import make_run, random_layer
+from tests.layers import random_layer
+from tests.report_runs import make_run
 from tests.runs import assert_one_sentence, call, make_dataset, options
 from training.config import parse
 from webpage.packing import fixed_point, fixed_point_scale, pack, pack_layer, spread_with_last
@@ -31,7 +32,7 @@ from webpage.run_data import read_run, thinned
 )
 def test_the_packed_splines_are_the_layers_own_to_a_millionth(shape, width, scale, seed):
     inputs, knots, outputs = shape
-    layer = random_layer(inputs, outputs, knots, width, seed, scale)
+    layer = random_layer(inputs, outputs, knots, width, seed=seed, scale=scale)
     parts = bytearray()
     where = pack_layer(layer.snapshot(), parts)
     if where["scale"] is None:
@@ -68,7 +69,7 @@ def test_a_page_keeps_to_its_budget_and_the_first_and_last_steps(
     tmp_path: Path, budget: int, steps_kept: int, is_whole: bool
 ) -> None:
     steps = range(0, 900, 100)
-    run = make_run(tmp_path / "run", {step: [random_layer(40, 60, 5, seed=step)] for step in steps})
+    run = make_run(tmp_path / "run", {step: [random_layer(40, 60, 5, seed=step, scale=0.3)] for step in steps})
     packed = pack(SplineRecords(run), read_run(run).tokenizer, budget)
     assert packed is not None
     assert sum(map(len, packed.blocks.values())) <= budget

@@ -20,7 +20,8 @@ from splines.snapshot import VISIBLE
 from splines.statistics import dead_splines, layer_statistics
 from splines.views import edge_importance, edge_variation
 from tests import machine
-from tests.report_runs import make_run, random_layer
+from tests.layers import random_layer
+from tests.report_runs import make_run
 from tests.runs import call, make_dataset, options
 from training.checkpoint import load_checkpoint
 

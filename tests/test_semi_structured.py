@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import backends
 from backends import semi_structured
 from kan_layer import KANLayer
-from tests.test_backends import inputs_of_every_kind, random_layer, relative_error, run, truth_for
+from tests.layers import random_layer
+from tests.test_backends import inputs_of_every_kind, relative_error, run, truth_for
 
 CUDA = torch.device("cuda")
 

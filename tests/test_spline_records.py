@@ -14,7 +14,8 @@ from model import GPT, GPTConfig
 from splines import records as records_module
 from splines.records import SplineRecords, bounded
 from splines.snapshot import LEAST_COUNT, Snapshot
-from tests.report_runs import look_at, random_layer
+from tests.layers import random_layer
+from tests.report_runs import look_at
 from training.activations import take_snapshots
 
 

@@ -16,7 +16,8 @@ from splines.statistics import (
     grid_advice,
     layer_statistics,
 )
-from tests.report_runs import look_at, random_layer
+from tests.layers import random_layer
+from tests.report_runs import look_at
 
 
 def test_straight_lines_are_linear_and_flat_ones_dead() -> None:

@@ -16,7 +16,8 @@ import backends
 from kan_layer import KANLayer
 from model import GPT, GPTConfig
 from tests import spline_reference
-from tests.test_backends import every_impl, inputs_of_every_kind, random_layer, relative_error
+from tests.layers import random_layer
+from tests.test_backends import every_impl, inputs_of_every_kind, relative_error
 
 pytestmark = pytest.mark.filterwarnings("error:There is a performance drop")
 TWICE_DIFFERENTIABLE = [name for name in backends.BACKENDS if name != "embedding_bag"]
