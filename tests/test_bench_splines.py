@@ -47,7 +47,7 @@ def test_grids_trains_every_method_and_repeats_nothing(tmp_path: Path) -> None:
     [
         (["--grids=five"], "grids and seeds are integers"),
         (["--methods=magic"], "kan_variant must be one of"),
-        (["--methods=refine", "--grids=7"], "refine has no nested grids to 7"),
+        (["--methods=refine", "--grids=7"], "refine knows no nested grids that lead to 7"),
         (["--more=magic"], "NAME=VALUE"),
         (["--plot=picture.gif"], "plot must end with one of"),
         (["--plot=nowhere/picture.svg"], "nowhere/picture.svg cannot be written"),

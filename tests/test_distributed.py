@@ -17,7 +17,7 @@ import convert
 import sample
 import train
 from backends import BACKENDS
-from bench.shared.victim import free_port, rank_environment
+from bench.shared.train_processes import free_port, rank_environment
 from common.errors import UserError
 from tests import machine
 from tests.runs import (

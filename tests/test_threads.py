@@ -22,7 +22,7 @@ from tests.runs import ROOT, run_command
 PROGRAMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("bench/*.py"))
-    if "\nif __name__ == " in path.read_text(encoding="utf-8").replace('__name__ == "__main__":\n    sys.path', "")
+    if "\nif __name__ == " in path.read_text(encoding="utf-8")
 )
 NEEDS_TWO_CORES = pytest.mark.skipif(affine_cores() < 2, reason="needs two cores")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import train
-from bench.shared.victim import Victim
+from bench.shared.train_processes import TrainProcesses
 from tests.runs import Result, call, make_dataset, options, resume_options, run_command, train_losses, train_until
 from training import compiling
 from training.checkpoint import load_checkpoint
@@ -141,11 +141,11 @@ def test_ctrl_c_while_the_compiler_runs_ends_the_run_in_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", fake_compiler(tmp_path / "c++", f"test -e {mark} && exit 1; touch {mark}; exec sleep 200"))
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-        with Victim(options(dataset, run, compile=True, **RUN), log, start_new_session=True) as victim:
-            assert victim.wait_for(mark.exists), victim.said()
-            os.killpg(victim.processes[0].pid, signal.SIGINT)
-            assert victim.wait() == [130], victim.said()
-            said = victim.said()
+        with TrainProcesses(options(dataset, run, compile=True, **RUN), log, start_new_session=True) as process:
+            assert process.wait_for(mark.exists), process.said()
+            os.killpg(process.processes[0].pid, signal.SIGINT)
+            assert process.wait() == [130], process.said()
+            said = process.said()
     assert "stopped by SIGINT at step 0, which is saved" in said and "Traceback" not in said and "Error" not in said
     assert load_checkpoint(run).step == 0
     train_until([*resume_options(run), "--compile=False"])
