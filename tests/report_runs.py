@@ -1,4 +1,4 @@
-"""Runs made up for tests of the report: their options, metrics, samples and records, without any training."""
+"""Made-up runs for tests of the report: options, metrics, samples and records without any training."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def look_at(layer: KANLayer, index: int = 0, seed: int = 0, count: int = 500) ->
 def make_run(
     folder: Path, layers_by_step: dict[int, list[KANLayer]], sample: str = "a sample", **changes: object
 ) -> Path:
-    """A run that was evaluated, and its splines recorded, at these steps."""
+    """Make a run that was evaluated, and whose splines were recorded, at these steps."""
     config = dataclasses.replace(Config(), out_dir=str(folder), max_iters=max(layers_by_step), **changes)  # type: ignore[arg-type]
     (folder / "samples").mkdir(parents=True)
     save(config, folder / "config.toml")

@@ -1,4 +1,4 @@
-"""Every backend is the definition: values, both gradients, shapes, dtypes, odd inputs, compilation."""
+"""Every backend computes the definition: values, both gradients, shapes, dtypes, odd inputs, compilation."""
 
 import numpy as np
 import pytest

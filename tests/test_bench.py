@@ -58,7 +58,7 @@ class Bench:
         return json.loads(self.text)
 
     def cases(self) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
-        """The results by case, then by contestant."""
+        """The results, by case and contestant."""
         cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
         for result in self.record["results"]:
             case = tuple(result[name] for name in ("tokens", "width", "grid", "dtype"))

@@ -1,4 +1,4 @@
-"""bench/options.py, sparse_layouts.py, cpu_limits.py: each says all that it names; every mistake is one sentence."""
+"""bench/options.py, sparse_layouts.py and cpu_limits.py: each prints all its rows, or one sentence for a mistake."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""bench/grids.py, conditioning.py, variants.py, attention.py: tables have what they name; mistakes are one sentence."""
+"""bench/grids.py, conditioning.py, variants.py, attention.py: complete tables, and one sentence for each mistake."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_conditioning_prints_every_variant() -> None:
 
 
 def test_data_conditions_are_those_of_the_mass_matrix() -> None:
-    """Hats on uniform inputs: that of h·(1/6, 2/3, 1/6), halved at its ends, nears 4 (Wathen 1987)."""
+    """The mass matrix of hats is h·(1/6, 2/3, 1/6), halved at its ends. Its condition tends to 4 (Wathen 1987)."""
     for grid in (16, 64, 129):
         assert conditioning.conditions("B-spline", grid).uniform == pytest.approx(4, rel=0.02)
 

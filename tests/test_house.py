@@ -1,4 +1,4 @@
-"""The layout: named modules at the root, no import circles, and ground floors that know nothing above them."""
+"""The layout: only named modules at the root, no import circles, and no package that imports from one above it."""
 
 import ast
 from pathlib import Path
@@ -14,7 +14,7 @@ USED_BY_TRAIN = {"sample", "report"}
 
 
 def modules() -> dict[str, Path]:
-    """All modules of the project but tests, by their dotted names."""
+    """All modules of the project except tests, by their dotted names."""
     files = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     return {name.removesuffix(".__init__"): path for path, name in names.items()}
@@ -24,7 +24,7 @@ MODULES = modules()
 
 
 def imports(name: str) -> set[str]:
-    """The project's modules that a module imports, wherever in it: under TYPE_CHECKING and inside functions too."""
+    """The project's modules that a module imports, including imports under TYPE_CHECKING and inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

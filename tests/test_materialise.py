@@ -1,4 +1,4 @@
-"""Models that get their memory later (the meta device), or in another process (pickles), compute what they did."""
+"""Models from the meta device or from a pickle compute the same as the original."""
 
 import copy
 import io

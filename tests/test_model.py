@@ -42,7 +42,7 @@ def tiny(**options) -> GPT:
 
 
 def nanogpt_logits(weights: dict[str, Tensor], tokens: Tensor, n_layer: int, n_head: int) -> Tensor:
-    """GPT-2 as nanoGPT writes it, straight from the weights, attention spelled out."""
+    """nanoGPT's GPT-2, computed from the weights with attention written out."""
     T = tokens.shape[1]
     width = weights["token_embedding.weight"].shape[1]
     x = weights["token_embedding.weight"][tokens] + weights["position_embedding.weight"][:T]

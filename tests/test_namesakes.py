@@ -1,4 +1,4 @@
-"""A user's own module that has the name of one of ours: neither takes the other's place unnoticed."""
+"""A user's module with the name of one of ours never replaces it unnoticed, nor the other way round."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_beside_a_script_that_uses_the_layer_a_namesake_is_refused_by_its_path_o
 
 @pytest.mark.parametrize("script", ["train.py", "bench/options.py", "data/text/prepare.py"])
 def test_commands_take_what_is_theirs_from_the_clone(tmp_path: Path, script: str) -> None:
-    """Even where others' modules are on the path, as those of a project that shares the environment."""
+    """Other modules of these names are on the path, like those of a project that shares the environment."""
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text(TAKEN)
     result = run_command(script, "--help", env={"PYTHONPATH": str(tmp_path)})

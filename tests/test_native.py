@@ -37,7 +37,7 @@ def _threads_as_before() -> Iterator[None]:
 
 @pytest.fixture(params=["the machine's", instruction_set.GENERIC, instruction_set.AVX2])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel with vectors of another length, where this machine can run them."""
+    """The kernel with another vector length; skips if this machine cannot run it."""
     if request.param not in instruction_set.FLAGS:
         return
     if request.param == instruction_set.AVX2:
@@ -55,7 +55,7 @@ def run(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> tuple[Tens
 
 
 def assert_the_definition(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> None:
-    """Float32 arithmetic, so an error of some parts in 10⁷ of what sums of such terms are like; and one rounding."""
+    """Allow an error of a few parts in 10⁷ of a typical sum, for float32 arithmetic, and one rounding of the result."""
     x64, w64, dy64 = (tensor.double().numpy() for tensor in (x, weight, dy))
     truths = (spline_reference.spline_sum(x64, w64, width), *spline_reference.gradients(x64, w64, width, dy64))
     (N, I), (_, G, O) = x.shape, weight.shape  # noqa: E741  the names of the definition
@@ -72,7 +72,7 @@ def assert_the_definition(x: Tensor, weight: Tensor, dy: Tensor, width: float = 
 def draw(
     tokens: int, features: int, outputs: int, grid: int, types: Types = FLOAT32, spread: float = 2.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, weight and dy: random, x with this standard deviation."""
+    """Random x, weight and dy. x has standard deviation `spread`."""
     x, weight = torch.randn(tokens, features) * spread, torch.randn(features, grid, outputs)
     return x.to(types[0]), weight.to(types[1]), torch.randn(tokens, outputs).to(types[2])
 
@@ -236,7 +236,7 @@ def test_autocast_does_not_change_the_operator() -> None:
 
 
 def python(script: str, *arguments: str) -> list[float]:
-    """Numbers that a script prints, in a process of its own."""
+    """Run a script in its own process and return the numbers that it prints."""
     command = [sys.executable, "-c", "import os, re, sys, torch\nfrom backends import native\n" + script, *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stderr

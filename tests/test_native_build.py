@@ -1,4 +1,4 @@
-"""Building the C++ kernel: once, whole, for this machine; and where that fails, one sentence and another backend."""
+"""The C++ kernel is built once and atomically; if that fails, a sentence says why and another backend computes."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.needs("compiler")
 
 
 def forget() -> None:
-    """What this process knows of the kernel."""
+    """Forget what this process knows about the kernel."""
     build = native_build
     for cached in (build.load, build.why_not, build._try_to_load, build._temporary_directory):
         cached.cache_clear()
@@ -34,7 +34,7 @@ def forget() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's cache that is empty as yet; and temporary files elsewhere than in /tmp."""
+    """The empty cache of a user who also has an own folder for temporary files."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -61,7 +61,7 @@ def compiler(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good library as the real compiler makes it; not to be changed, as this process may have loaded it."""
+    """A library from the real compiler. Tests must not change it, because this process may have loaded it."""
     machine.require("compiler")
     folder = tmp_path_factory.mktemp("built")
     native_build.load_from(folder, str(COMPILER))
@@ -81,7 +81,7 @@ def assert_works(library: ctypes.CDLL) -> None:
 
 
 def assert_falls_back(*parts: str) -> None:
-    """Layers work without the kernel and say why, in a phrase that has these parts."""
+    """Check that layers work without the kernel, and that their reason contains these parts."""
     layer = KANLayer(5, 4, num_control_points=6)
     assert layer.resolved_impl != "native" and layer(torch.randn(2, 5)).shape == (2, 4)
     _, found, reason = layer.why_this_impl.partition("native cannot be used: ")
@@ -93,7 +93,7 @@ def assert_falls_back(*parts: str) -> None:
 
 
 def compiler_seconds() -> float:
-    """Processor time of the programs that this process has called, which other processes do not lengthen."""
+    """CPU time of the programs that this process has called. Unlike wall time, other processes hardly change it."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -285,7 +285,7 @@ def test_a_stuck_compiler_is_not_left_running(
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 60) -> bool:
-    """Whether it happened in this time, which is far longer than it takes even where the machine is busy."""
+    """Wait until it has `happened`; False if it has not in a time that is far longer than needed."""
     end = time.monotonic() + seconds
     while not happened() and time.monotonic() < end:
         time.sleep(0.02)

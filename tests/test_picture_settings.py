@@ -1,4 +1,4 @@
-"""Pictures are drawn by the project's own settings: no matplotlibrc, style or notebook changes or breaks them."""
+"""Pictures are drawn with the project's own settings. The user's matplotlibrc or style does not change them."""
 
 from collections.abc import Callable
 from pathlib import Path

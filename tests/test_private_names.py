@@ -1,4 +1,4 @@
-"""What is private in PyTorch may be gone in its next release: the program then works all the same, if slower."""
+"""The program still works, if slower, when a private name of PyTorch is gone in a later release."""
 
 import ast
 import json
@@ -64,7 +64,7 @@ torch.save({"model": state["model"], "optimizer": state["optimizer"]}, copy)
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs trained with and without the names, and a sharded checkpoint written with, read without."""
+    """A folder with runs trained with and without the names, and a sharded checkpoint that was read without them."""
     folder = tmp_path_factory.mktemp("names")
     dataset = make_dataset(folder / "words")
     runs = []
@@ -139,7 +139,7 @@ def test_without_its_2_4_product_the_zeros_are_written_out(monkeypatch: pytest.M
 
 
 def test_a_layer_follows_its_weight_to_another_device_by_any_way() -> None:
-    """nn.Module._apply, which most ways go through, is private, and not on the way of all."""
+    """Most ways call nn.Module._apply, which is private; some do not."""
     here, x = KANLayer(6, 5, num_control_points=4), torch.randn(3, 6)
     layer = KANLayer(6, 5, num_control_points=4, device="meta")
     layer.load_state_dict(here.state_dict(), assign=True)
@@ -171,7 +171,7 @@ torch.optim.AdamW.o(self._p, torch.__version__, np._q)
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
-    """Names of PyTorch and Triton, up to their first private part."""
+    """Private names of PyTorch and Triton in `tree`, up to their first private part."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""A run that compiles nothing does not load PyTorch's compiler, and its optimizer is PyTorch's."""
+"""A run that compiles nothing does not load PyTorch's compiler, and its AdamW equals PyTorch's."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Other grids for the same functions: refined and widened exactly, fitted to activations, made from linear layers."""
+"""Grids change and functions stay: refined and widened exactly, fitted to activations, made from linear layers."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def test_refining_leaves_the_function(variant: str, grid: int, times: int, width
 
 
 def test_refining_halves_intervals() -> None:
-    """c[2i] = c[i] and c[2i+1] = (c[i] + c[i+1]) / 2."""
+    """Check c[2i] = c[i] and c[2i+1] = (c[i] + c[i+1]) / 2."""
     layer = double_layer(5)
     before = layer.control_points().detach().clone()
     layer.refine(9)

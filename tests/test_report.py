@@ -1,4 +1,4 @@
-"""What goes into the report: bytes that are the layer, within the budget; every kind of run; nothing from elsewhere."""
+"""The report holds the layer's values within its budget, for every kind of run, and loads nothing from elsewhere."""
 
 import base64
 import json
@@ -115,7 +115,7 @@ def test_runs_are_compared_and_splines_come_from_the_one_that_has_them(tmp_path:
 
 
 def test_runs_whose_folders_have_the_same_name_are_told_apart(tmp_path: Path) -> None:
-    """As in report.py a/out b/out: each has its own column, under a name of its own."""
+    """In `report.py a/out b/out` each run has its own column, under its own name."""
     layers = [random_layer(6, 6, 5)]
     runs = [make_run(tmp_path / name, {0: layers, 10: layers}) for name in ("a/out", "b/out", "c/b/out", "other")]
     for number, run in enumerate(runs):

@@ -51,7 +51,7 @@ def picture_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def draw(pictures: SplinePictures, step: int, model: GPT, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Path:
-    """Record and draw, as a run does."""
+    """Record the splines and draw them, like a run."""
     snapshots = take_snapshots(model, batches)
     pictures.records.write(step, snapshots)
     return pictures.draw(step, snapshots)

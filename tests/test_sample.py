@@ -1,4 +1,4 @@
-"""Sampling: the cache changes nothing, the filters keep exactly what they should, and a seed means one text."""
+"""Sampling: the cache changes nothing, filters keep the right tokens, and a seed gives one text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_top_k_keeps_the_k_largest(logits: Tensor, k: int) -> None:
 
 
 def dyadic(weights: list[int]) -> Tensor:
-    """Probabilities that floating point adds up exactly: multiples of 1/1024."""
+    """Multiples of 1/1024 as probabilities, which floating point adds up exactly."""
     weights = [*weights, 1024 - sum(weights)]
     return torch.tensor(weights, dtype=torch.float32) / 1024
 

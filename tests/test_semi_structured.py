@@ -1,4 +1,4 @@
-"""The 2:4 form of splines with five control points: what is stored, where it belongs, and what is refused."""
+"""The 2:4 form of splines with five control points: its values, its positions, and cases that it refuses."""
 
 import pytest
 import torch

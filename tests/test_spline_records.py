@@ -1,4 +1,4 @@
-"""A snapshot says what the layer and its activations are; records keep it, bounded, and give it back as it was."""
+"""A snapshot describes a layer and its activations. Records bound its size, keep it, and give it back."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Swapping linear layers for splines leaves outputs as they are, wherever the layers sit."""
+"""Swapping linear layers for splines leaves the outputs unchanged, wherever the layers are."""
 
 import contextlib
 from collections.abc import Callable
@@ -102,7 +102,7 @@ class Scaled(nn.Linear):
 
 
 class Tagged(nn.Linear):
-    """A subclass that computes the same."""
+    """A subclass that computes the same as its base."""
 
 
 def with_patched_forward(linear: nn.Linear) -> nn.Linear:

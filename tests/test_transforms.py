@@ -28,13 +28,13 @@ def weights(layer: KANLayer) -> dict[str, torch.Tensor]:
 
 
 def gradients(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The float64 definition's, of x and the control points."""
+    """The gradients of x and of the control points by the float64 definition."""
     arrays = (tensor.detach().double().numpy() for tensor in (x, layer.control_points()))
     return spline_reference.gradients(*arrays, layer.spline_width, dy.double().numpy())
 
 
 def jacobian(layer: KANLayer, x: torch.Tensor) -> np.ndarray:
-    """The float64 definition's, (N, O, N, I), by its gradients row by row."""
+    """The Jacobian (N, O, N, I) by the float64 definition, row by row."""
     tokens, outputs = len(x), layer.out_features
     rows = torch.eye(tokens * outputs).unflatten(1, (tokens, outputs))
     return np.stack([gradients(layer, x, row)[0] for row in rows]).reshape(tokens, outputs, *x.shape)

@@ -15,7 +15,7 @@ from tests.layers import random_layer
 
 
 def slow_importance(layer: KANLayer, activations: torch.Tensor | None) -> np.ndarray:
-    """By the definition, token by token, in float64."""
+    """Importance by its definition, token by token, in float64."""
     values = layer.weight.detach().double().numpy()
     knots = np.linspace(-layer.spline_width / 2, layer.spline_width / 2, layer.num_control_points)
     step = knots[1] - knots[0]

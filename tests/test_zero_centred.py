@@ -1,4 +1,4 @@
-"""Zero-centred splines: the plain layer's functions with one control point of G fewer, and a bias."""
+"""Zero-centred splines represent the plain layer's functions with a bias and one control point fewer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A checkpoint file in which a byte changed, or that was cut, or that never was one, is never taken for a good one."""
+"""A file that was changed or cut, or is not a checkpoint at all, is never read as a good checkpoint."""
 
 from pathlib import Path
 
