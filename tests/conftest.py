@@ -10,7 +10,7 @@ from hypothesis import HealthCheck
 from backends import BACKENDS, triton
 from tests import machine
 
-# Hypothesis otherwise fails what takes long, an example 200 ms, as any may where other processes take the cores.
+# Hypothesis would fail an example that takes 200 ms, and any may take that long on a busy machine.
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
 

@@ -101,7 +101,7 @@ class StopAfter:
         return self.trainer.progress.step >= self.step
 
     def agree(self, world: World) -> bool:
-        return bool(self)  # all processes have done as many steps
+        return bool(self)  # all processes have done the same number of steps
 
 
 def train_until(arguments: list[str], step: int = 1 << 30, world: World = ALONE) -> train.Trainer:

@@ -162,7 +162,7 @@ def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: to
         x, dy = torch.randn(tokens, 6, device=device), torch.randn(tokens, 5, device=device)
         for value, truth in zip(run(compiled, x, dy), truth_for(layer, x, dy), strict=True):
             assert relative_error(value, truth) < 1e-5
-    assert counter.frame_count <= 2  # one for the first shape, one for any shape
+    assert counter.frame_count <= 2  # one graph for the first shape, and one for any shape
 
 
 @pytest.mark.needs("mkl")

@@ -210,7 +210,7 @@ def test_an_out_dir_whose_name_is_too_long_is_refused(tmp_path: Path, dataset: P
 
 
 def test_an_out_dir_whose_name_is_no_text_is_refused_or_can_be_resumed(tmp_path: Path, dataset: Path) -> None:
-    run = tmp_path / "\udcff"  # as Python reads the byte 0xFF in a name
+    run = tmp_path / "\udcff"  # how Python reads the byte 0xFF in a name
     result = call(train.main, *options(dataset, run))
     if result.code:
         assert_one_sentence(result, "--out_dir")

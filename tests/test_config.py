@@ -29,7 +29,7 @@ from training.schedule import learning_rate
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 TYPES = typing.get_type_hints(Config)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
-PATH = TEXT.filter(lambda text: not text.startswith("~"))  # which is expanded whenever an option is read
+PATH = TEXT.filter(lambda text: not text.startswith("~"))  # ~ is expanded whenever an option is read
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {  # options whose type does not tell their values
     "ffn": st.sampled_from(sorted(FEED_FORWARDS)),
     "kan_impl": st.sampled_from(IMPLS),
@@ -198,7 +198,7 @@ def test_a_file_that_is_no_flat_toml_is_refused(text: str | bytes) -> None:
         in_toml(text)
 
 
-# Help is asked for by -h and --help; every other token is data, and no argument holds a zero byte.
+# -h and --help would ask for help. Every other token is data, and no argument can hold a zero byte.
 TOKENS = st.one_of(
     st.sampled_from([f"--{name}" for name in FIELDS]),
     st.sampled_from([f"--{name}=".replace("_", "-") for name in FIELDS]),
@@ -360,7 +360,7 @@ def test_cosine_falls_without_jumps_from_the_peak_to_its_floor(config: Config) -
     floor = peak / 10 if config.min_lr == -1 else config.min_lr
     rates = [learning_rate(step, config) for step in range(warmup, decay + 3)]
     assert rates[0] == pytest.approx(peak) and rates[-3:] == pytest.approx([floor] * 3)
-    steepest = math.pi / 2 * (peak - floor) / (decay - warmup)  # of a cosine
+    steepest = math.pi / 2 * (peak - floor) / (decay - warmup)  # the steepest slope of a cosine
     for before, after in pairwise(rates):
         assert -1e-12 * peak <= before - after <= steepest + 1e-12 * peak
 

@@ -249,7 +249,7 @@ def test_any_mutation_of_metadata_is_refused_or_harmless(valid: Path, data: st.D
     else:
         del holder[key]
     opened = opens_or_is_refused(valid, document)
-    if opened is not None:  # the source, another vocabulary: the tokens are still those written
+    if opened is not None:  # source and vocabulary may have changed, but the tokens are still those written
         assert contents(opened.tokens("train")) == TRAIN.tolist()
         assert max(contents(opened.tokens("train"))) < opened.tokenizer.vocab_size
 

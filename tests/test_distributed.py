@@ -184,7 +184,7 @@ def test_a_directory_that_holds_shards_is_not_used_for_another_run(runs: Runs, d
 def test_every_way_to_compute_the_splines_works_in_a_group(runs: Runs, alone: Path, impl: str) -> None:
     if runs.processes != 2:
         pytest.skip("in groups of two only")
-    expected = list(train_losses(alone).values())[:1]  # of three steps, the schedule's first
+    expected = list(train_losses(alone).values())[:1]  # only the first of three steps, at which the schedules agree
     for fsdp in (False, True):
         found = list(train_losses(runs.folder / f"{impl}_{fsdp}").values())
         assert len(found) == 3 and found[:1] == pytest.approx(expected, rel=1e-5)

@@ -18,7 +18,7 @@ from common.command_line import OptionParser
 from tests.runs import ROOT, assert_one_sentence, call, make_dataset, options, random_words
 from training.config import parse
 
-# Each command's options, its positional one, and all that name files and folders.
+# The options of each command, its positional one, and those that name files and folders.
 PATHS = {
     "training.config.Config": (None, ["out_dir", "init_from"]),
     "sample.Options": ("out_dir", ["out_dir"]),

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"train", "sample", "report", "plot", "simplify", "convert"}
 MODEL = {"model", "attention", "feed_forward", "embeddings", "kan_layer", "swap"}
 PACKAGES = {"backends", "splines", "pictures", "corpus", "common", "training", "webpage", "bench"}
-# A command is imported by nobody but train.py, which samples and reports as it goes, and by benchmarks.
+# Only benchmarks import commands, and train.py, which samples and reports during training.
 USED_BY_TRAIN = {"sample", "report"}
 
 
@@ -72,7 +72,7 @@ def test_commands_are_not_libraries(name: str) -> None:
     assert not (IMPORTS[name] & COMMANDS) - allowed
 
 
-# What a room may know of the others. The commands and benchmarks know all.
+# What each module or package may import from the others. Commands and benchmarks may import all.
 BELOW = {
     "common": set(),
     "corpus": {"common"},

@@ -17,7 +17,11 @@ from tests.test_native_build import assert_falls_back, assert_works, forget
 pytestmark = pytest.mark.needs("compiler")
 Ask = Callable[[str], None]
 NAMED = [name for name in instruction_set.FLAGS if name != instruction_set.NATIVE]
-REGISTERS = {"generic": r"[yz]mm", "avx2": "zmm", "avx512": "tmm"}  # of x86-64, each set's lack these
+REGISTERS = {
+    "generic": r"[yz]mm",
+    "avx2": "zmm",
+    "avx512": "tmm",
+}  # x86-64 registers that code for the set must not use
 
 
 @pytest.fixture(params=NAMED)

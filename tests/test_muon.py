@@ -30,7 +30,7 @@ def test_all_singular_values_become_about_one_and_directions_stay(
     stack: int, rows: int, columns: int, scale: float
 ) -> None:
     torch.manual_seed(rows * 41 + columns)
-    # Singular values within a factor of 10: five rounds lift smaller ones less.
+    # Singular values are within a factor of 10, because five iterations do not bring smaller ones to 1.
     u, _, v = torch.linalg.svd(torch.randn(stack, rows, columns, dtype=torch.float64), full_matrices=False)
     s = torch.rand(stack, min(rows, columns), dtype=torch.float64) * 0.9 + 0.1
     stack_of = (u * s.unsqueeze(1) @ v * scale).float()

@@ -14,8 +14,8 @@ from training.config import tomllib
 NAMES = sorted({path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")})
 TAKEN = "raise SystemExit('taken')\n"
 
-# For each name a script of somebody's, with a module of that name beside it, uses the layer from the clone. One process
-# each, forked from one that has loaded PyTorch.
+# For each name, somebody's script uses the layer from the clone, with a module of that name beside the script. Each
+# script is a process, forked from one that has loaded PyTorch.
 USE_THE_LAYER = """
 import json, os, sys
 import matplotlib.collections, matplotlib.figure, matplotlib.font_manager, matplotlib.style, torch

@@ -110,7 +110,7 @@ def test_blocks_of_tokens_join(vectors: None, tokens: int) -> None:
 @pytest.mark.parametrize("types", list(itertools.product(NARROW, repeat=3)), ids=str)
 def test_strips_of_outputs_join(vectors: None, types: Types) -> None:
     for outputs in (1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 130, 192, 257):
-        for tokens, grid in ((3, 70), (70, 5)):  # a grid of more points than tokens is read in place
+        for tokens, grid in ((3, 70), (70, 5)):  # a grid with more points than tokens is read in place
             assert_the_definition(*draw(tokens, 5, outputs, grid, types))
 
 
@@ -247,7 +247,7 @@ THREADS = """
 x, weight = torch.randn(4096, 96, requires_grad=True), torch.randn(96, 8, 192, requires_grad=True)
 for threads in (1, 3):
     torch.set_num_threads(threads)
-    torch.ones(1 << 22, requires_grad=True).exp().sum().backward()  # starts what PyTorch starts
+    torch.ones(1 << 22, requires_grad=True).exp().sum().backward()  # so that PyTorch starts its threads
     before = len(os.listdir("/proc/self/task"))
     native.spline_sum(x, weight, 4.0, torch.float32).sum().backward()
     print(before, len(os.listdir("/proc/self/task")))

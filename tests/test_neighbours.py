@@ -93,7 +93,7 @@ def slower_by_itself(machine: Machine) -> None:
 def always_shared(machine: Machine) -> None:
     machine.neighbours.forget()
     machine.steps(300, 0.08, others=1.0, own=1.0)
-    machine.steps(300, 0.2, others=1.1, own=0.9)  # for another reason: the others were there before
+    machine.steps(300, 0.2, others=1.1, own=0.9)  # for another reason, because the others were there before
 
 
 def on_a_free_core(machine: Machine) -> None:
@@ -117,7 +117,7 @@ def refinement(machine: Machine) -> None:
     machine.spend(30.0, others=1.5, own=1.9)  # compiled by child processes
     machine.stopwatch.restart()
     machine.neighbours.forget()
-    machine.steps(300, 0.2, others=1.0)  # of a larger model
+    machine.steps(300, 0.2, others=1.0)  # a larger model
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from training.config import Config, parse, read_saved
 from training.old_options import RETIRED
 from training.sealed_file import write_sealed
 
-# A run of the version before: what its config.toml and checkpoints held.
+# The configuration of a run by the version before, as its config.toml and checkpoints have it.
 BEFORE = {
     "verify_data": True,
     "lr_decay_iters": 0,

@@ -37,7 +37,9 @@ def test_every_init_is_the_same_function_in_every_variant(variant: str, init: st
         layers.append(KANLayer(4, 4, init=init, num_control_points=grid, spline_width=5.0, variant=name))
     plain, other = layers
     torch.testing.assert_close(other.control_points(), plain.control_points(), rtol=1e-5, atol=2e-6)
-    x = torch.randn(50, 4) * 3  # inside and outside, where the rounding of the last two control points is extrapolated
+    x = (
+        torch.randn(50, 4) * 3
+    )  # inside and outside the grid; outside, rounding of the last two control points is magnified
     torch.testing.assert_close(other(x), plain(x), rtol=1e-5, atol=4e-6 * max(grid, 8))
 
 
@@ -100,7 +102,7 @@ def test_condition_of_the_penalty(grid: int) -> None:
     """It is 1 to within 1e-6 for sums of second differences and corrected cosines, and O(G⁴) for hats."""
     for variant in ("parallel_scan", "DCT", "linearDCT"):
         assert conditions(variant, grid).penalty == pytest.approx(1, abs=1e-6)
-    # Hats: of D D', the largest eigenvalue nears 16, that of the highest frequency, and the smallest 500.56 / G⁴, that
+    # Hats: the largest eigenvalue of D Dᵀ tends to 16 (the highest frequency). The smallest tends to 500.56 / G⁴, that
     # of a beam clamped at both ends (Euler and Bernoulli).
     hats = conditions("B-spline", grid).penalty
     assert hats == pytest.approx(16 * grid**4 / 500.564, rel=0.15 if grid >= 64 else 0.6)

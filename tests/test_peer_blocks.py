@@ -36,7 +36,7 @@ def test_a_peer_takes_the_mlp_s_place_with_its_parameters_and_its_own_init() -> 
     shape = {"vocab_size": 65, "n_layer": 2}
     model, twin = GPT(GPTConfig(ffn="efficient-kan", **shape)), GPT(GPTConfig(ffn="mlp", **shape))
     assert model.num_parameters() == pytest.approx(twin.num_parameters(), rel=0.02)
-    assert not (model.blocks[0].ffn.linear.weight == 2).all()  # GPT's init has been there
+    assert not (model.blocks[0].ffn.linear.weight == 2).all()  # GPT's init has replaced it
     peer_blocks.restore_own_init(model, seed=1)
     for block in model.blocks:
         assert (block.ffn.linear.weight == 2).all() and (block.ffn.spline_weight == 3).all()

@@ -24,7 +24,7 @@ from tests.layers import random_layer
 from tests.report_runs import look_at, make_run
 from tests.runs import run_command
 
-# What people set. Whether LaTeX is installed does not matter: nothing of ours may ask for it.
+# Settings that people use. LaTeX need not be installed, because our pictures must not use it.
 WILD = {
     "text.usetex": True,
     "font.family": "serif",

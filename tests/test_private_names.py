@@ -21,7 +21,7 @@ from training.distributed import World
 from training.optimizer import AdamW
 from training.sharded_checkpoint import sharded_state, write_sharded
 
-# All private names of PyTorch and Triton that the program uses. Each is away in a test of this file.
+# All private names of PyTorch and Triton that the program uses. A test of this file removes each.
 USED = {
     "torch._C",  # whether torch.func is active
     "torch._dynamo",  # bench/ lifts limits there, public from PyTorch 2.14 on
@@ -31,7 +31,7 @@ USED = {
     "torch.cpu._is_avx512_supported",
 }
 
-# A process in which they are. PyTorch's own use of the last one goes on after the program has been imported.
+# A process that removes them. PyTorch itself needs the last one, so it is restored after the program is imported.
 WITHOUT = """
 import json, sys, types
 import torch
@@ -89,7 +89,7 @@ def a_step() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def test_training_gives_the_same_numbers(without: Path) -> None:
-    for optimizer, tolerance in (("adamw", 0.0), ("muon", 1e-2)):  # muon multiplies in float32 where it finds no AMX
+    for optimizer, tolerance in (("adamw", 0.0), ("muon", 1e-2)):  # muon multiplies in float32 if it finds no AMX
         losses, expected = (
             [record["train_loss"] for record in read_metrics(without / name)]
             for name in (f"{optimizer}-without", optimizer)

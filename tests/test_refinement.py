@@ -107,7 +107,7 @@ def test_hats_carry_their_gradient_as_a_density() -> None:
     layer = KANLayer(1, 1, num_control_points=9)
     before = KANLayer(1, 1, num_control_points=5).grid
     transfer = gradient_transfer(layer, before)
-    np.testing.assert_allclose(transfer[:, 1:-1].sum(axis=0), 1)  # of each inner knot
+    np.testing.assert_allclose(transfer[:, 1:-1].sum(axis=0), 1)  # for each inner knot
     np.testing.assert_allclose(layer.grid.knots() @ transfer[:, 1:-1], before.knots()[1:-1], atol=1e-12)
 
 

@@ -140,7 +140,7 @@ def test_every_kind_of_run_has_a_report(tmp_path: Path) -> None:
     for path in (mlp / "samples").iterdir():
         path.unlink()
     with open(mlp / "metrics.jsonl", "a") as file:
-        file.write('{"step": 20, "train_lo')  # half a line, as of a run that is writing it
+        file.write('{"step": 20, "train_lo')  # half a line, which a run is writing
     assert call(report.main, mlp).code == 0
     page = (mlp / "report.html").read_text()
     assert "splines-title" not in page and "samples-title" not in page and "10 steps" in page

@@ -73,7 +73,7 @@ def untrained(**changes: object) -> GPT:
 def test_generation_with_the_cache_is_that_of_whole_contexts(changes: dict[str, object], length: int) -> None:
     model = untrained(**changes)
     context = [(7 * i) % 23 for i in range(length)]
-    count = BLOCK + 1 - length  # the last token is predicted from a full context
+    count = BLOCK + 1 - length  # so that the last token is predicted from a full context
     found = tokens_of(model, context, count)
     for token in found:
         assert token == naive_argmax(model, context)

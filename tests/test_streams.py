@@ -72,7 +72,8 @@ def exit_codes(calls: dict[str, Call], monkeypatch: pytest.MonkeyPatch, stream: 
     return codes
 
 
-EXPECTED = {"convert": 2, "prepare": 2}  # its checkpoint is in one file already; a name in other letters
+# Exit codes other than 0: convert finds a checkpoint that is one file already, prepare gets a name in other letters.
+EXPECTED = {"convert": 2, "prepare": 2}
 
 
 def test_every_command_ends_as_ever_where_its_output_and_errors_are_closed(

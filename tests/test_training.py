@@ -164,7 +164,7 @@ def test_a_learning_rate_that_explodes_ends_in_one_sentence_and_saves_only_finit
     result = call(train.main, *options(dataset, tmp_path / "run", **changes))
     if result.code:
         assert_one_sentence(result, "--learning_rate")
-    read_metrics(tmp_path / "run")  # strict JSON, whatever the numbers
+    read_metrics(tmp_path / "run")  # must be strict JSON for any numbers
     assert_saved_parameters_are_finite(tmp_path / "run")
 
 
@@ -237,7 +237,9 @@ def test_the_run_directory_holds_all_that_the_run_made(whole_run: tuple[Path, st
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_000006.txt", "step_000012.txt"]
     assert all(len((run / f"samples/step_{s:06d}.txt").read_text()) == 1 + 8 + 1 for s in (6, 12))
     assert SplineRecords(run).steps() == [0, 6, 12]
-    picture = (run / "splines/step_000012/overview.png").read_bytes()  # of the end alone: drawing takes seconds
+    picture = (
+        run / "splines/step_000012/overview.png"
+    ).read_bytes()  # drawn only at the end, because drawing takes seconds
     assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5000
     assert str(run / "splines/step_000012/overview.png") in out
     assert str(run / "report.html") in out and (run / "report.html").stat().st_size > 50_000
@@ -306,7 +308,7 @@ def test_a_failing_picture_or_sample_does_not_stop_the_run(
         "take_snapshots": 4,
         "SplinePictures": 1,
         "write_report": 1,
-    }  # take_snapshots: before the first step too
+    }  # take_snapshots is also called before the first step
     assert result.code == 0 and result.out.count("ValueError: nothing to see; ") == times[failing]
     assert load_checkpoint(tmp_path).step == STEPS
 

@@ -84,7 +84,7 @@ def test_a_compiler_that_cannot_do_its_work(
     if fault == "no Python.h":
         complaint = "echo 'fatal error: Python.h: No such file or directory' >&2; exit 1"
         environment["CXX"] = fake_compiler(tmp_path / "c++", complaint)
-    elif fault == "noexec":  # what is built cannot be loaded; mounting such a folder would need a slow real build
+    elif fault == "noexec":  # the result cannot be loaded; a folder mounted with noexec would need a slow real build
         environment["CXX"] = fake_compiler(tmp_path / "c++", BUILD_NOTHING)
     elif fault == "space":
         cache = tmp_path / "two words"

@@ -138,7 +138,7 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path, monkey
     kept = []
 
     def start() -> Path:
-        kept.append(open_run(["--dataset=words"]))  # which has written nothing by then
+        kept.append(open_run(["--dataset=words"]))  # it has written nothing yet
         return kept[0].directory
 
     with contextlib.ExitStack() as stack:
