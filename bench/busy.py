@@ -63,7 +63,7 @@ class Options:
     seconds: float = 0.5
     """Minimum length of a turn."""
     attempts: int = 12
-    """How often at most a disturbed turn is tried."""
+    """Maximum number of tries of a turn that is disturbed."""
     work: str = ""
     """Set only for the processes that this script starts: their working directory."""
 
@@ -87,6 +87,10 @@ class Way:
         """The environment of a user who has set this variable and no other one for threads."""
         rest = {name: value for name, value in os.environ.items() if name not in (*CHOOSE_SPIN, *CHOOSE_NUMBER)}
         return {**rest, **dict([self.setting.split("=", 1)] if self.setting else [])}
+
+
+Times = dict[tuple[Way, str, bool], float]
+"""Milliseconds by way, work, and whether a core was busy."""
 
 
 class Worker:
@@ -192,10 +196,6 @@ def ways_to_wait(options: Options, runtime: str) -> list[Way]:
     settings = [setting for setting in options.settings.split(",") if setting]
     settings = settings or [*(f"{name}={value}" for value in values), "OMP_WAIT_POLICY=passive"]
     return [Way(1, own), *(Way(options.threads, setting) for setting in dict.fromkeys((own, *settings, "")))]
-
-
-Times = dict[tuple[Way, str, bool], float]
-"""Milliseconds by way, work, and whether a core was busy."""
 
 
 def measure(ways: list[Way], options: Options) -> Times:

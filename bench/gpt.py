@@ -30,6 +30,7 @@ from common.files import write_atomically
 from pictures.run_pictures import save_picture
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
+Trials = list[tuple[Options, list[Curve]]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Arguments:
     race: PathText
     """A race: a file like those in bench/races."""
     equal: str = "steps"
-    """What is equal for all: steps, or time (slower contestants get fewer steps, and a schedule to match)."""
+    """The budget that is equal for all: steps, or time (slower contestants get fewer steps, and a fitting schedule)."""
     max_iters: int = 0
     """Steps; 0 for as many as the race says."""
     num_seeds: int = 0
@@ -101,9 +102,6 @@ def main() -> None:
         summaries = summarize(curves, rival)
         keep(arguments, race.shortened(len({c.seed for c in curves}), arguments.tune), tuned, trials, curves, summaries)
     print_table(summaries, rival, arguments.equal)
-
-
-Trials = list[tuple[Options, list[Curve]]]
 
 
 def tune(race: Race, more: Options) -> tuple[dict[str, Options], Trials]:

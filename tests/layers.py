@@ -18,7 +18,7 @@ def random_layer(
     scale: float = 1.0,
     **options: object,
 ) -> KANLayer:
-    """A layer whose parameters are all drawn from N(0, scale²): by PyTorch's generator, or anew from `seed`.
+    """A layer whose parameters are all drawn from N(0, scale²): by PyTorch's generator, or one with `seed`.
 
     `knots` does not matter to semi_structured, which computes one grid only. `options` are further ones of KANLayer.
     """

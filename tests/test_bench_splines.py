@@ -45,7 +45,7 @@ def test_grids_trains_every_method_and_repeats_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--grids=five"], "grids and seeds are integers"),
+        (["--grids=five"], "grids and seeds must be integers"),
         (["--methods=magic"], "kan_variant must be one of"),
         (["--methods=refine", "--grids=7"], "refine knows no nested grids that lead to 7"),
         (["--more=magic"], "NAME=VALUE"),

@@ -7,6 +7,7 @@ import math
 import tempfile
 import textwrap
 import typing
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def is_accepted(name: str, value: float) -> bool:
     return True
 
 
+@cache
 def values_of(name: str) -> st.SearchStrategy[Any]:
     """Values of an option. Config itself tells the bounds of numbers; test_a_value_that_does_not_fit… tests these."""
     kind = TYPES[name]

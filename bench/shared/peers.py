@@ -29,6 +29,7 @@ from common.errors import UserError
 from common.files import expand_home
 
 RATIONAL_GROUPS = 8
+Layers = dict[str, type[nn.Module]]
 Modes = dict[str, dict[str, Any]]  # a mode's name ("" if there is only one) → keyword arguments of the layer
 
 
@@ -150,7 +151,6 @@ PEERS = {
     "kan-gpt": Peer("kan_gpt.efficient_kan.model", "KAN", lambda grid: {"": {"grid": 3}}, SplineMLP),
     "cheby-kan": Peer("ChebyKANLayer", "ChebyKANLayer", chebyshev),
 }
-Layers = dict[str, type[nn.Module]]
 
 
 def load_peers(text: str) -> tuple[Layers, dict[str, str]]:
