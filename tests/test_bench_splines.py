@@ -8,7 +8,7 @@ import pytest
 
 from bench import attention, conditioning, grids, variants
 from splines.parametrisation import VARIANTS
-from tests.runs import TINY, assert_one_sentence, call, make_dataset, run_command
+from tests.runs import TINY, assert_one_sentence, call, make_dataset
 
 
 def tiny(dataset: Path) -> str:
@@ -60,7 +60,7 @@ def test_mistakes_of_grids(tmp_path: Path, arguments: list[str], part: str) -> N
 
 
 def test_conditioning_prints_every_variant() -> None:
-    done = run_command("bench/conditioning.py", "--grids=5,64", "--weights=1")
+    done = call(conditioning.main, "--grids=5,64", "--weights=1")
     lines = [line.split() for line in done.out.splitlines()[1:]]
     assert done.code == 0 and [line[:2] for line in lines] == [[g, v] for g in ("5", "64") for v in VARIANTS]
     assert all(float(value) >= 1 for line in lines for value in line[2:])
@@ -79,7 +79,7 @@ def test_mistakes_of_conditioning(arguments: list[str]) -> None:
 
 def test_variants_times_steps_and_products() -> None:
     small = ["--grids=5,9", "--n_layer=1", "--n_embd=16", "--batch_size=2", "--threads=1", "--repeats=1"]
-    done = run_command("bench/variants.py", *small)
+    done = call(variants.main, *small)
     assert done.code == 0, done
     assert done.out.count("%") == 2 * len(variants.VARIANTS) and "product by halves" in done.out
     assert_one_sentence(call(variants.main, "--grids=1"), "at least 2")
