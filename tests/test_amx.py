@@ -1,4 +1,4 @@
-"""`amx`: ramps, hats and slopes written by the kernel are the definition's; what is no bfloat16 is left to `native`."""
+"""The backend `amx`: its kernel writes the ramps, hats and slopes of the definition, and `native` does other dtypes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every backend is the definition: values, both gradients, shapes, dtypes, odd inputs, compilation."""
+"""Every backend computes the definition: values, both gradients, shapes, dtypes, odd inputs, compilation."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backends
-from backends import csr, semi_structured
+from backends import csr
 from kan_layer import KANLayer
 from tests import spline_reference
+from tests.layers import random_layer
 
 IMPLS = [pytest.param(name, id=name) for name in backends.BACKENDS]
 every_impl = pytest.mark.parametrize("impl", IMPLS)
@@ -37,14 +38,6 @@ def run(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tenso
     y = layer(x)
     dx, dw = torch.autograd.grad(y, (x, layer.weight), dy)
     return y, dx, dw
-
-
-def random_layer(features: int, outputs: int, grid: int, width: float, impl: str, **options) -> KANLayer:
-    if impl == "semi_structured":
-        grid = semi_structured.POINTS  # the only grid it is for
-    layer = KANLayer(features, outputs, num_control_points=grid, spline_width=width, impl=impl, **options)
-    torch.nn.init.normal_(layer.weight)
-    return layer
 
 
 def truth_for(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -170,7 +163,7 @@ def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: to
         x, dy = torch.randn(tokens, 6, device=device), torch.randn(tokens, 5, device=device)
         for value, truth in zip(run(compiled, x, dy), truth_for(layer, x, dy), strict=True):
             assert relative_error(value, truth) < 1e-5
-    assert counter.frame_count <= 2  # one for the first shape, one for any shape
+    assert counter.frame_count <= 2  # one graph for the first shape, and one for any shape
 
 
 @pytest.mark.needs("mkl")

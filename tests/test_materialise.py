@@ -1,4 +1,4 @@
-"""Models that get their memory later (the meta device), or in another process (pickles), compute what they did."""
+"""Models from the meta device or from a pickle compute the same as the original."""
 
 import copy
 import io
@@ -63,7 +63,7 @@ def test_new_memory_for_a_model_that_had_some(options: dict) -> None:
     model = GPT(config(options))
     other = GPT(config(options))
     for buffer in other.buffers():
-        buffer.fill_(float("nan"))  # whatever new memory holds
+        buffer.fill_(float("nan"))  # new memory may hold anything
     assert torch.equal(filled(other, model.state_dict())(TOKENS)[0], model(TOKENS)[0])
 
 

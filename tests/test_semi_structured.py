@@ -1,4 +1,4 @@
-"""The 2:4 form of splines with five control points: what is stored, where it belongs, and what is refused."""
+"""The 2:4 form of splines with five control points: its values, its positions, and cases that it refuses."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import backends
 from backends import semi_structured
 from kan_layer import KANLayer
-from tests.test_backends import inputs_of_every_kind, random_layer, relative_error, run, truth_for
+from tests.layers import random_layer
+from tests.test_backends import inputs_of_every_kind, relative_error, run, truth_for
 
 CUDA = torch.device("cuda")
 

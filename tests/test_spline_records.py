@@ -1,4 +1,4 @@
-"""A snapshot says what the layer and its activations are; records keep it, bounded, and give it back as it was."""
+"""A snapshot describes a layer and its activations. Records bound its size, keep it, and give it back."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,8 @@ from model import GPT, GPTConfig
 from splines import records as records_module
 from splines.records import SplineRecords, bounded
 from splines.snapshot import LEAST_COUNT, Snapshot
-from tests.report_runs import look_at, random_layer
+from tests.layers import random_layer
+from tests.report_runs import look_at
 from training.activations import take_snapshots
 
 

@@ -1,4 +1,4 @@
-"""The numbers that sum up a layer, on layers whose numbers are known, and advice that mends what it warns about."""
+"""The statistics of layers for which they are known, and advice that removes what it warns about."""
 
 import json
 
@@ -16,7 +16,8 @@ from splines.statistics import (
     grid_advice,
     layer_statistics,
 )
-from tests.report_runs import look_at, random_layer
+from tests.layers import random_layer
+from tests.report_runs import look_at
 
 
 def test_straight_lines_are_linear_and_flat_ones_dead() -> None:
