@@ -1,11 +1,12 @@
 """`csr`: sparse × dense product, B(x) @ W with two non-zeros per feature (cuSPARSE on CUDA, MKL on CPU).
 
-MKL's sparse products are float32 and float64. cuSPARSE's take half precisions too and sum in float32, but for the
-sampled product of the backward (the gradient of the non-zeros), for which that is not documented: it gets float32.
+MKL's sparse products take float32 and float64. cuSPARSE's take half precisions too and sum in float32. That is not
+documented for the sampled product of the backward pass (the gradient of the non-zeros), so that one gets float32.
 """
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
 
 @functools.lru_cache
 def takes(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether sparse products on `device` are to be had in `dtype`, and right: a small one is tried."""
+    """Whether sparse products on `device` work in `dtype`, found by trying a small one."""
     if dtype in (torch.float32, torch.float64):
         return True
     if device.type != "cuda":
@@ -55,7 +56,7 @@ def takes(dtype: torch.dtype, device: torch.device) -> bool:
         product = _csr_matrix(values, columns, 2, 3) @ table
     except RuntimeError:
         return False
-    return product.tolist() == [[1, 1, 0], [0, 1, 1]]
+    return bool(product.tolist() == [[1, 1, 0], [0, 1, 1]])
 
 
 def _csr_matrix(values: Tensor, columns: Tensor, row_nonzeros: int, width: int) -> Tensor:
@@ -101,12 +102,12 @@ def _(grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: T
     return torch.empty_like(values), torch.empty_like(table)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, columns, ctx.row_nonzeros, table = inputs
     ctx.save_for_backward(values, columns, table)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
     values, columns, table = ctx.saved_tensors
     if standard.is_wanted_in_backward():
         grad_values, grad_table = differentiable_gradients(grad, values, columns.long(), ctx.row_nonzeros, table)
@@ -118,7 +119,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
 def differentiable_gradients(
     grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Those of `sparse_matmul_backward` in operators that have derivatives. Writes out (N, row_nonzeros, O)."""
+    """The gradients of `sparse_matmul_backward`, in operators that have derivatives: materialises (N, nonzeros, O)."""
     grad = grad.unsqueeze(1)  # (N, 1, O)
     rows = F.embedding(columns.unflatten(0, (-1, row_nonzeros)), table)  # (N, row_nonzeros, O)
     shares = values.unflatten(0, (-1, row_nonzeros)).unsqueeze(-1) * grad
