@@ -96,6 +96,6 @@ def _(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width: floa
     return x.new_empty(x.shape)
 
 
-# Both are called inside the function above. Its gradient would leave out what goes through them if called elsewhere.
+# _BasisMatmul calls both and has their gradient. Called from elsewhere they would have none.
 basis.refuse_autograd()
 slopes.refuse_autograd()

@@ -67,7 +67,7 @@ class SplinePictures:
         return folder
 
     def axes(self) -> Axes:
-        """The axes of the existing pictures; those of a run without pictures if there are none."""
+        """The axes of the existing pictures; zeros if there are no pictures."""
         try:
             stored = json.loads((self.records.folder / AXES_FILE).read_text())
             return Axes(float(stored["spline_limit"]), float(stored["importance_limit"]))

@@ -1,4 +1,4 @@
-"""What is drawn of the splines is true of the layer, and the pictures of a run can be compared."""
+"""Pictures show the splines as the layer computes them, and the pictures of a run can be compared."""
 
 import json
 import math
@@ -18,6 +18,7 @@ from model import GPT, GPTConfig
 from pictures import sheets
 from pictures.run_pictures import Axes, SplinePictures
 from splines import views
+from splines.choice import ALL, chosen_splines
 from training.activations import MOST_TOKENS, layer_inputs, take_snapshots
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,6 +257,23 @@ def test_inputs_and_outputs_restrict_what_is_drawn():
     assert {o for _, o in panel_edges(layer.plot(outputs=[4, 29]))} == {4, 29}
     assert panel_edges(layer.plot([19, 0], [1, 2])) == [(19, 1), (19, 2), (0, 1), (0, 2)]
     assert len(panel_edges(layer.plot(range(8), range(8)))) == 64
+
+
+@given(
+    inputs=st.lists(st.integers(0, 5), min_size=1, unique=True),
+    outputs=st.none() | st.lists(st.integers(0, 7), min_size=1, unique=True),
+    count=st.integers(1, 60),
+)
+def test_splines_are_chosen_among_the_named_features(inputs: list[int], outputs: list[int] | None, count: int) -> None:
+    snapshot = random_layer(6, 8, 5).snapshot()
+    named = chosen_splines(snapshot, inputs, outputs)
+    assert named == [(i, o) for i in inputs for o in outputs or range(8)]
+    ranked = chosen_splines(snapshot, inputs, outputs, ALL)
+    assert sorted(ranked) == sorted(named)
+    importance = views.edge_importance(snapshot)
+    assert importance[ranked[0]] == max(importance[edge] for edge in named)
+    fewer = chosen_splines(snapshot, inputs, outputs, count)
+    assert len(fewer) == min(count, len(named)) and set(fewer) <= set(named)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""$SPLINEGPT_CPU: the kernel is built with what it names and nothing wider, or one sentence says why it cannot be."""
+"""$SPLINEGPT_CPU: the kernel is built with the named instructions only, or one sentence says why it cannot be."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def named(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
-    """Sets $SPLINEGPT_CPU, in a process that knows nothing of the kernel yet."""
+    """Set $SPLINEGPT_CPU and drop what this process has cached about the kernel."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def ask(value: str) -> None:
@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
 
 
 def built(folder: Path, name: str) -> Path:
-    """The file that is built with a set, in an empty folder."""
+    """Build the kernel with a set of instructions in an empty folder; return the file."""
     folder.mkdir()
     assert_works(native_build.load_from(folder, str(machine.compiler()), name))
     (library,) = folder.iterdir()
@@ -64,7 +64,7 @@ def test_the_kernel_has_no_wider_registers_than_were_asked_for(tmp_path: Path, n
 def test_a_library_is_another_s_only_if_the_cpu_is_or_the_set_was_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that in a home directory that nodes share each finds one that it can run."""
+    """Nodes that share a home directory each find a kernel that they can run."""
     here = {name: built(tmp_path / f"here-{name}", name).name for name in ("native", "generic")}
     monkeypatch.setattr(native_build, "_cpu", lambda: ["another CPU"])
     there = {name: built(tmp_path / f"there-{name}", name).name for name in ("native", "generic")}

@@ -1,4 +1,4 @@
-"""The layer's own promises: what each init is, what bad arguments say, autocast like nn.Linear."""
+"""The layer's own promises: initial functions, messages for bad arguments, autocast like nn.Linear."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models that get their memory later (the meta device), or in another process (pickles), compute what they did."""
+"""Models whose memory is allocated later (meta device) or in another process (pickles) compute the same as before."""
 
 import copy
 import io
@@ -130,6 +130,10 @@ def test_a_pickle_can_be_read_where_its_impl_cannot_run(monkeypatch: pytest.Monk
         read = pickle.loads(pickled)
     assert read.impl == "auto"
     torch.testing.assert_close(read(x), layer(x))
+
+
+def test_a_pickle_names_no_backend() -> None:
+    assert b"spline_sum" not in pickle.dumps(KANLayer(4, 3, impl="dense"))
 
 
 @pytest.mark.parametrize("backend", backends.BACKENDS.values(), ids=str)

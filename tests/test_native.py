@@ -1,4 +1,4 @@
-"""`native`, the C++ kernel: right within its rounding, deterministic, frugal, and clean under sanitizers."""
+"""`native`, the C++ kernel: exact up to rounding, deterministic, sparing with memory, and clean under sanitizers."""
 
 import itertools
 import math
@@ -48,14 +48,14 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> tuple[Tensor, Tensor, Tensor]:
-    """y, dx and dW; y in the type of dy."""
+    """Run forward and backward: y in the dtype of dy, dx and dW."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     y = native.spline_sum(x, weight, width, dy.dtype)
     return (y.detach(), *torch.autograd.grad(y, (x, weight), dy))
 
 
 def assert_the_definition(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> None:
-    """Float32 arithmetic, so an error of some parts in 10⁷ of what sums of such terms are like; and one rounding."""
+    """Allowed errors: some parts in 10⁷ of the typical size of such sums, for float32 arithmetic, and one rounding."""
     x64, w64, dy64 = (tensor.double().numpy() for tensor in (x, weight, dy))
     truths = (spline_reference.spline_sum(x64, w64, width), *spline_reference.gradients(x64, w64, width, dy64))
     (N, I), (_, G, O) = x.shape, weight.shape  # noqa: E741  the names of the definition
@@ -235,7 +235,7 @@ def test_autocast_does_not_change_the_operator() -> None:
 
 
 def python(script: str, *arguments: str) -> list[float]:
-    """Numbers that a script prints, in a process of its own."""
+    """Run a script in its own process; return the numbers that it prints."""
     command = [sys.executable, "-c", "import os, re, sys, torch\nfrom backends import native\n" + script, *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stderr

@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.needs("compiler")
 
 
 def forget() -> None:
-    """What this process knows of the kernel."""
+    """Drop what this process has cached about the kernel."""
     build = native_build
     for cached in (build.load, build.why_not, build._try_to_load, build._temporary_directory):
         cached.cache_clear()
@@ -34,7 +34,7 @@ def forget() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's cache that is empty as yet; and temporary files elsewhere than in /tmp."""
+    """An empty cache of the user, and a folder for temporary files in place of /tmp."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -61,7 +61,7 @@ def compiler(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good library as the real compiler makes it; not to be changed, as this process may have loaded it."""
+    """A good library, made by the real compiler. This process may have loaded it, so tests must not change it."""
     machine.require("compiler")
     folder = tmp_path_factory.mktemp("built")
     native_build.load_from(folder, str(COMPILER))
@@ -81,7 +81,7 @@ def assert_works(library: ctypes.CDLL) -> None:
 
 
 def assert_falls_back(*parts: str) -> None:
-    """Layers work without the kernel and say why, in a phrase that has these parts."""
+    """Check that layers work without the kernel and give a reason that contains these parts."""
     layer = KANLayer(5, 4, num_control_points=6)
     assert layer.resolved_impl != "native" and layer(torch.randn(2, 5)).shape == (2, 4)
     _, found, reason = layer.why_this_impl.partition("native cannot be used: ")
@@ -93,7 +93,7 @@ def assert_falls_back(*parts: str) -> None:
 
 
 def compiler_seconds() -> float:
-    """Processor time of the programs that this process has called, which other processes do not lengthen."""
+    """Processor time of the programs that this process has called, on which other processes have no influence."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -285,7 +285,7 @@ def test_a_stuck_compiler_is_not_left_running(
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 60) -> bool:
-    """Whether it happened in this time, which is far longer than it takes even where the machine is busy."""
+    """Whether it happens within a time that is long enough even on a busy machine."""
     end = time.monotonic() + seconds
     while not happened() and time.monotonic() < end:
         time.sleep(0.02)

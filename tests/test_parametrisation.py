@@ -20,7 +20,7 @@ GRIDS = [*range(2, 18), 31, 32, 33, 64, 65, 129, 256, 257]
 
 
 def second_difference_matrix(points: int) -> np.ndarray:
-    """(G-2, G), written out entry by entry."""
+    """The matrix of second differences, (G-2, G), entry by entry."""
     matrix = np.zeros((points - 2, points))
     for row in range(points - 2):
         matrix[row, row : row + 3] = (1, -2, 1)
@@ -55,7 +55,7 @@ def test_any_control_points_can_be_stored(variant: str, grid: int, seed: int) ->
 @every_variant
 @every_impl
 def test_every_backend_serves_every_variant(variant: str, impl: str, device: torch.device) -> None:
-    """Values and gradients, those of the coefficients by the chain rule, are those of the definition in float64."""
+    """Values and gradients agree with the definition in float64, gradients of the coefficients by the chain rule."""
     layer = KANLayer(6, 7, num_control_points=5, variant=variant, impl=impl, device=device)
     torch.nn.init.normal_(layer.weight)
     x, dy = (torch.randn(40, 6, device=device) * 2).requires_grad_(), torch.randn(40, 7, device=device)
@@ -97,11 +97,11 @@ def test_bases_are_invertible(variant: str, grid: int) -> None:
 
 @pytest.mark.parametrize("grid", [8, 9, 16, 33, 64, 100, 129, 256, 257])
 def test_condition_of_the_penalty(grid: int) -> None:
-    """One for the sums of second differences and the corrected cosines, to 1e-6; O(G⁴) for hats."""
+    """It is 1 for the sums of second differences and the corrected cosines, to 1e-6, and O(G⁴) for hats."""
     for variant in ("parallel_scan", "DCT", "linearDCT"):
         assert conditions(variant, grid).penalty == pytest.approx(1, abs=1e-6)
-    # Hats: of D D', the largest eigenvalue nears 16, that of the highest frequency, and the smallest 500.56 / G⁴, that
-    # of a beam clamped at both ends (Euler and Bernoulli).
+    # Hats: the largest eigenvalue of D D' approaches 16, for the highest frequency, and the smallest 500.56 / G⁴, as
+    # for a beam clamped at both ends (Euler and Bernoulli).
     hats = conditions("B-spline", grid).penalty
     assert hats == pytest.approx(16 * grid**4 / 500.564, rel=0.15 if grid >= 64 else 0.6)
 
@@ -109,7 +109,7 @@ def test_condition_of_the_penalty(grid: int) -> None:
 @pytest.mark.parametrize("variant", ["DCT", "linearDCT", "parallel_scan"])
 @pytest.mark.parametrize("grid", [2, 3, 4, 5, 8, 9, 33, 64, 257])
 def test_the_penalty_is_diagonal(variant: str, grid: int) -> None:
-    """In these coefficients it is a sum of squares: nothing for two of them, the same for all others."""
+    """In these coefficients the penalty is a sum of squares: 0 for two of them, equally weighted for all others."""
     bent = second_difference_matrix(grid) @ basis(variant, grid)
     gram = bent.T @ bent
     free = [0, 1] if "DCT" in variant else [0, grid - 1]

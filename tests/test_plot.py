@@ -1,4 +1,4 @@
-"""plot.py: one spline, a layer, a film; and what of it is drawn is in the files."""
+"""plot.py: one spline, a layer, a film; the files contain what was asked for."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A snapshot says what the layer and its activations are; records keep it, bounded, and give it back as it was."""
+"""Snapshots describe a layer and its activations; records have a bounded size and give back what was stored."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The numbers that sum up a layer, on layers whose numbers are known, and advice that mends what it warns about."""
+"""The numbers that sum up a layer, on layers whose numbers are known, and advice that works."""
 
 import json
 

@@ -27,13 +27,13 @@ def weights(layer: KANLayer) -> dict[str, torch.Tensor]:
 
 
 def gradients(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The float64 definition's, of x and the control points."""
+    """Gradients of x and of the control points, by the definition in float64."""
     arrays = (tensor.detach().double().numpy() for tensor in (x, layer.control_points()))
     return spline_reference.gradients(*arrays, layer.spline_width, dy.double().numpy())
 
 
 def jacobian(layer: KANLayer, x: torch.Tensor) -> np.ndarray:
-    """The float64 definition's, (N, O, N, I), by its gradients row by row."""
+    """The Jacobian (N, O, N, I) of the definition in float64, by its gradients row by row."""
     tokens, outputs = len(x), layer.out_features
     rows = torch.eye(tokens * outputs).unflatten(1, (tokens, outputs))
     return np.stack([gradients(layer, x, row)[0] for row in rows]).reshape(tokens, outputs, *x.shape)
@@ -70,7 +70,7 @@ def test_forward_mode_is_the_adjoint_of_the_gradients(impl: str, forward_mode: C
     y, tangent = forward_mode(layer, x, w, dx, dw)
     torch.testing.assert_close(y, layer(x).detach(), rtol=1e-4, atol=1e-4)
     back_x, back_w = gradients(layer, x, dy)
-    truth = (back_x * dx.double().numpy()).sum(1)  # by tokens, but for what comes from the control points
+    truth = (back_x * dx.double().numpy()).sum(1)  # by tokens, without the part from the control points
     from_w = by_torch_func(layer, x, w, torch.zeros_like(dx), dw)[1]
     assert relative_error(((tangent - from_w) * dy).sum(1), truth) < 1e-4
     whole = (back_w * dw.double().numpy()).sum()
