@@ -1,13 +1,14 @@
 """`csr`: sparse × dense product, B(x) @ W with two non-zeros per feature (cuSPARSE on CUDA, MKL on CPU).
 
-MKL's sparse products are float32 and float64. cuSPARSE's take half precisions too and sum in float32, but for the
-sampled product of the backward (the gradient of the non-zeros), for which that is not documented. It gets float32, and
-so do the non-zeros outside the products: the gradient of x is the difference of two of theirs, of which rounding would
-leave noise that grows with the number of control points.
+MKL's sparse products take float32 and float64. cuSPARSE's take half precisions too and sum in float32. That is not
+documented for the sampled product of the backward pass (the gradient of the non-zeros), so that one gets float32. The
+non-zeros themselves stay in float32 too: the gradient of x is the difference of two of their gradients, and rounding
+would leave noise that grows with the number of control points.
 """
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
 
 @functools.lru_cache
 def takes(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether sparse products on `device` are to be had in `dtype`, and right: a small one is tried."""
+    """Whether sparse products on `device` work in `dtype`, found by trying a small one."""
     if dtype in (torch.float32, torch.float64):
         return True
     if device.type != "cuda":
@@ -56,7 +57,7 @@ def takes(dtype: torch.dtype, device: torch.device) -> bool:
         product = times(values, columns, 2, table)
     except RuntimeError:
         return False
-    return product.tolist() == [[1, 1, 0], [0, 1, 1]]
+    return bool(product.tolist() == [[1, 1, 0], [0, 1, 1]])
 
 
 def _csr_matrix(values: Tensor, columns: Tensor, row_nonzeros: int, width: int) -> Tensor:
@@ -117,12 +118,12 @@ def _(grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: T
     return torch.empty_like(values), torch.empty_like(table)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, columns, ctx.row_nonzeros, table, _ = inputs
     ctx.save_for_backward(values, columns, table)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, Tensor, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor, None]:
     values, columns, table = ctx.saved_tensors
     if standard.is_wanted_in_backward():
         grad = grad.to(table.dtype)
@@ -135,7 +136,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, Tensor, None]:
 def differentiable_gradients(
     grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Those of `sparse_matmul_backward` in operators that have derivatives. Writes out (N, row_nonzeros, O)."""
+    """The gradients of `sparse_matmul_backward`, in operators that have derivatives: materialises (N, nonzeros, O)."""
     grad = grad.unsqueeze(1)  # (N, 1, O)
     rows = F.embedding(columns.unflatten(0, (-1, row_nonzeros)), table)  # (N, row_nonzeros, O)
     shares = values.unflatten(0, (-1, row_nonzeros)).unsqueeze(-1) * grad

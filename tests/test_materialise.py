@@ -124,10 +124,16 @@ def test_a_pickle_can_be_read_where_its_impl_cannot_run(monkeypatch: pytest.Monk
     layer.impl = "native"
     pickled = pickle.dumps(layer)
     monkeypatch.setattr(native_build, "why_not", lambda: "there is no compiler")
-    with pytest.warns(UserWarning, match="'native' cannot be used here: there is no compiler; .*; auto is taken"):
+    with pytest.warns(
+        UserWarning, match="'native' cannot be used here: there is no compiler; .*; auto is used instead"
+    ):
         read = pickle.loads(pickled)
     assert read.impl == "auto"
     torch.testing.assert_close(read(x), layer(x))
+
+
+def test_a_pickle_names_no_backend() -> None:
+    assert b"spline_sum" not in pickle.dumps(KANLayer(4, 3, impl="dense"))
 
 
 @pytest.mark.parametrize("backend", backends.BACKENDS.values(), ids=str)

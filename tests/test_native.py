@@ -1,4 +1,4 @@
-"""`native`, the C++ kernel: right within its rounding, deterministic, frugal, and clean under sanitizers."""
+"""`native`, the C++ kernel: exact up to rounding, deterministic, sparing with memory, and clean under sanitizers."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> tuple[Tensor, Tensor, Tensor]:
-    """y, dx and dW; y in the type of dy."""
+    """Run forward and backward: y in the dtype of dy, dx and dW."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     y = native.spline_sum(x, weight, width, dy.dtype)
     return (y.detach(), *torch.autograd.grad(y, (x, weight), dy))
@@ -199,6 +199,13 @@ def test_gradients_not_wanted_are_not_given_and_the_others_are_right() -> None:
         assert_bits_equal((wanted.grad,), (gradient,))
         wanted.requires_grad_(False)
     assert torch.equal(x.grad, dx)  # the second backward left it alone
+
+
+def test_the_backward_operator_alone_refuses_to_be_differentiated() -> None:
+    x, weight, dy = draw(3, 4, 5, 6)
+    dx, _ = native.spline_sum_backward(dy.requires_grad_(), x, weight, 4.0)
+    with pytest.raises(RuntimeError, match="has no derivative"):
+        dx.sum().backward()
 
 
 def test_nothing_is_saved_but_x_and_the_weights() -> None:

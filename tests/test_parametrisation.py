@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench.conditioning import conditions
 from kan_layer import INITS, KANLayer
 from model import GPT, GPTConfig
-from splines.parametrisation import FROM_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
+from splines.parametrisation import MIN_KNOTS_FOR_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
 from tests import spline_reference
 from tests.test_backends import every_impl, relative_error
 
@@ -161,7 +161,7 @@ def test_a_model_of_every_variant_starts_as_the_same_function() -> None:
 
 
 @pytest.mark.parametrize("variant", MIRRORED)
-@pytest.mark.parametrize("grid", [2, 3, 8, 9, FROM_HALVES, FROM_HALVES + 1])
+@pytest.mark.parametrize("grid", [2, 3, 8, 9, MIN_KNOTS_FOR_HALVES, MIN_KNOTS_FOR_HALVES + 1])
 def test_products_by_halves_are_the_whole_product(variant: str, grid: int) -> None:
     matrix = torch.tensor(basis(variant, grid))
     weight = torch.randn(2, grid, 3, dtype=torch.float64, requires_grad=True)

@@ -126,7 +126,7 @@ def test_a_notebook_shows_a_figure_as_it_is() -> None:
 def test_a_layer_too_large_for_its_record_is_drawn_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("splines.records.MOST_VALUES", 200)
+    monkeypatch.setattr("splines.records.MAX_VALUES", 200)
     arguments = options(make_dataset(tmp_path / "words"), tmp_path / "run", splines=True)
     assert call(train.main, *arguments).code == 0
     (partial,) = SplineRecords(tmp_path / "run").read(12)

@@ -132,7 +132,7 @@ def test_limits_of_compiling_are_lifted_wherever_they_are(monkeypatch: pytest.Mo
 
 
 def test_without_its_2_4_product_the_zeros_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(major=8))
     monkeypatch.delattr(torch, "_sparse_semi_structured_mm", raising=False)
     _, why = backends.choose("semi_structured", Problem(16, 5, 16, torch.device("cuda")))
     assert "with its zeros written out, as this PyTorch has no 2:4 product" in why

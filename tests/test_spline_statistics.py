@@ -8,7 +8,7 @@ import torch
 
 from kan_layer import KANLayer
 from splines.statistics import (
-    MOST_OUTSIDE,
+    MAX_OUTSIDE,
     LayerStatistics,
     curve_advice,
     effective_rank,
@@ -67,7 +67,7 @@ def test_a_narrow_grid_is_warned_about_and_the_advice_mends_it() -> None:
     found = [layer_statistics(random_layer(5, 3, 6, width=2.0).snapshot(x, number=3))]
     (sentence,) = grid_advice(found)
     assert sentence == "44 % of the activations of layer 3 lie outside the grid: consider --spline-width 7"
-    assert found[0].outside > MOST_OUTSIDE
+    assert found[0].outside > MAX_OUTSIDE
     mended = layer_statistics(random_layer(5, 3, 6, width=7.0).snapshot(x, number=3))
     assert mended.outside <= 0.01 and not grid_advice([mended])
 

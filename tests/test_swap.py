@@ -143,7 +143,7 @@ def test_layers_that_are_more_than_linear_are_left_and_named(special: Callable[[
         KANLayer.from_linear(one)
 
 
-def test_hooks_go_on_seeing_what_they_saw_and_can_be_removed() -> None:
+def test_hooks_still_see_inputs_and_outputs_and_can_be_removed() -> None:
     linear, seen = nn.Linear(4, 4), []
     handles = [
         linear.register_forward_pre_hook(lambda module, args: seen.append("before")),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kan_layer import KANLayer
 from pictures import sheets
 from splines import views
+from splines.choice import ALL, chosen_splines
 from tests.layers import random_layer
 
 
@@ -127,3 +128,20 @@ def test_a_wide_layer_is_looked_at_without_much_memory() -> None:
     assert view.heat_map.shape == (128, 128)
     assert len(view.splines) == 12
     assert peak < 200e6  # tokens x I x O would be 2.4e9
+
+
+@given(
+    inputs=st.lists(st.integers(0, 5), min_size=1, unique=True),
+    outputs=st.none() | st.lists(st.integers(0, 7), min_size=1, unique=True),
+    count=st.integers(1, 60),
+)
+def test_splines_are_chosen_among_the_named_features(inputs: list[int], outputs: list[int] | None, count: int) -> None:
+    snapshot = random_layer(6, 8, 5).snapshot()
+    named = chosen_splines(snapshot, inputs, outputs)
+    assert named == [(i, o) for i in inputs for o in outputs or range(8)]
+    ranked = chosen_splines(snapshot, inputs, outputs, ALL)
+    assert sorted(ranked) == sorted(named)
+    importance = views.edge_importance(snapshot)
+    assert importance[ranked[0]] == max(importance[edge] for edge in named)
+    fewer = chosen_splines(snapshot, inputs, outputs, count)
+    assert len(fewer) == min(count, len(named)) and set(fewer) <= set(named)
