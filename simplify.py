@@ -29,7 +29,8 @@ from splines.choice import chosen_features, layers_to_draw, parse_features
 from splines.formulas import best_fit
 from splines.views import edge_importance, varied_top, view_splines
 from training.activations import layer_inputs
-from training.checkpoint import LoadedCheckpoint, load_checkpoint, read_state, save_checkpoint
+from training.checkpoint import LoadedCheckpoint, load_checkpoint, read_state
+from training.checkpoint_files import save_checkpoint
 from training.config import save
 from training.device import choose_device
 from training.evaluation import evaluate

@@ -33,7 +33,8 @@ from tests.runs import (
     train_losses,
     train_until,
 )
-from training.checkpoint import list_steps, load_checkpoint, read_state
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import list_steps
 from training.distributed import share_of_step
 
 HARD = {

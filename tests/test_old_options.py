@@ -11,7 +11,8 @@ import sample
 import train
 from common.errors import UserError
 from tests.runs import assert_one_sentence, call, make_dataset, options, resume_options, train_losses, train_until
-from training.checkpoint import list_steps, read_state
+from training.checkpoint import read_state
+from training.checkpoint_files import list_steps
 from training.config import Config, parse, read_saved
 from training.old_options import RETIRED
 from training.sealed_file import write_sealed

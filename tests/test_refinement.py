@@ -22,7 +22,8 @@ from tests.runs import (
     train_until,
 )
 from tests.test_resume import assert_identical, outcome
-from training.checkpoint import load_checkpoint, read_state, step_path
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import step_path
 from training.config import Config
 from training.optimizer import make_optimizer
 from training.refinement import Stage, gradient_transfer, parse_stages, points_after, refine_model

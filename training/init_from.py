@@ -13,7 +13,8 @@ from torch import Tensor
 from common.errors import UserError
 from corpus.tokenizer import Tokenizer
 from model import GPT, SPLINES, GPTConfig
-from training.checkpoint import checkpoint_folder, load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.checkpoint_files import checkpoint_folder
 from training.config import Config
 
 USUAL_SWAP = "blocks.*.ffn.c_fc"  # the first matrix of each MLP

@@ -14,7 +14,8 @@ from common.files import remove_leftovers, write_atomically
 from common.folder_lock import FolderLock, is_unused
 from corpus.dataset import find_dataset
 from model import GPTConfig
-from training.checkpoint import has_checkpoints, newest_good_state, open_checkpoint
+from training.checkpoint import newest_good_state, open_checkpoint
+from training.checkpoint_files import has_checkpoints
 from training.config import Config, from_dict, parse, save
 from training.distributed import ALONE, World
 from training.init_from import Source, read_source

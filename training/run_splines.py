@@ -10,7 +10,8 @@ from corpus.dataset import Dataset, ensure_prepared
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from training.activations import picture_batches, take_snapshots
-from training.checkpoint import LoadedCheckpoint, list_steps, load_checkpoint, step_path
+from training.checkpoint import LoadedCheckpoint, load_checkpoint
+from training.checkpoint_files import list_steps, step_path
 
 
 def splines_at(path: Path, which: str) -> tuple[int, Path, list[Snapshot]]:

@@ -10,7 +10,7 @@ import torch
 
 from common.command_line import command
 from common.errors import UserError
-from training.checkpoint import newest_good_step, save_checkpoint, save_sharded
+from training.checkpoint_files import newest_good_step, save_checkpoint, save_sharded
 from training.metrics import Metrics
 from training.parallel import ParallelModel
 from training.run import Run

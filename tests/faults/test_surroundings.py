@@ -28,7 +28,8 @@ from tests.runs import (
     train_until,
 )
 from training import tracker
-from training.checkpoint import load_checkpoint, read_state, step_path
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import step_path
 
 SKIP = {"max_skipped_steps": 3, "log_interval": 1}
 
