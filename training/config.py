@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -201,15 +202,16 @@ class Config(
             raise ValueError(f"seed must be below 2**63; got {self.seed}")
         if self.fsdp and (self.kan_refine or self.kan_smoothness):
             raise ValueError("kan_refine and kan_smoothness need whole parameters; leave them or --fsdp out")
-        self.stages()
+        _ = self.stages  # raises ValueError
 
     @property
     def fitted_share_outside(self) -> float:
         """Of activations, when the grids are fitted; 0 where they are not."""
         return (0.01 if self.kan_swap else 0.0) if self.kan_fit_grid == -1 else self.kan_fit_grid
 
+    @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The splines' grids, and after how many steps each begins. ValueError if kan_refine is not well formed."""
+        """The splines' grids, and the step at which each begins. ValueError if kan_refine is malformed."""
         stages = parse_stages(self.kan_refine, self.num_control_points)
         for stage in stages[1:]:
             check_middle("kan_zero_centred", self.kan_zero_centred, stage.points, self.kan_variant)
