@@ -22,7 +22,7 @@ from splines.choice import chosen_features, layers_to_draw, parse_features
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from splines.views import edge_importance, varied_top, view_splines
-from training.run_splines import run_directory, splines_at
+from training.recorded_splines import run_directory, splines_at
 
 USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
 FORMATS = (".png", ".pdf", ".svg")

@@ -17,7 +17,7 @@ from common.errors import UserError, exit_on_user_error
 from common.files import write_atomically
 from splines.records import SplineRecords
 from splines.views import SplineView, most_curved
-from training.run_splines import splines_at
+from training.recorded_splines import splines_at
 from webpage.build import STRIP_SPLINES, build_page
 from webpage.packing import pack
 from webpage.run_data import read_run, read_runs

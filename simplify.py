@@ -34,8 +34,8 @@ from training.checkpoint_files import save_checkpoint
 from training.config import save
 from training.device import choose_device
 from training.evaluation import evaluate
+from training.recorded_splines import run_directory, splines_at, validation_batches
 from training.run import CONFIG_FILE
-from training.run_splines import run_directory, splines_at, validation_batches
 
 USAGE = "python simplify.py OUT_DIR [--tolerance T] [--fit N] [--key value …]"
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from common.streams import mend_streams
+from common.streams import repair_streams
 
 T = TypeVar("T")
 
@@ -25,12 +25,12 @@ def exit_on_user_error(main: Callable[[], T]) -> Callable[[], T]:
     """Decorate a command's `main` so that it ends without a traceback when the user, not the code, is why.
 
     Exit status: 2 after a `UserError` (its sentence goes to stderr), 130 after Ctrl-C, 1 when the reader of
-    the output has gone away (`| head`). Closed streams and those of any encoding will do, as `mend_streams` has it.
+    the output has gone away (`| head`). Closed streams and those of any encoding will do, as `repair_streams` has it.
     """
 
     @functools.wraps(main)
     def run() -> T:
-        mend_streams()
+        repair_streams()
         try:
             return _attempt(main)
         except SystemExit as ended:

@@ -41,7 +41,7 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Whether it is ours now; if not, `holder` has it. OSError if nothing can be written there."""
         while self._file is None:
             self._make_folder()
@@ -64,17 +64,17 @@ class FolderLock:
 
     def wait(self, tell: Callable[[], object]) -> None:
         """Until it is ours; `tell` is called once if that is not at once."""
-        if not self.take():
+        if not self.acquire():
             tell()
-            while not self.take():
+            while not self.acquire():
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def renew(self) -> bool:
+    def reacquire(self) -> bool:
         """As `take`, where somebody may have deleted the folder."""
         if self._file is not None and not self._is_the_one_in_place():
             self._file.close()
             self._file = None
-        return self.take()
+        return self.acquire()
 
     def holder(self) -> str:
         """Who has it, in words."""

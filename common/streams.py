@@ -9,7 +9,7 @@ import sys
 RAISING = ("strict", "surrogateescape")  # handlers of what an encoding lacks that refuse some or all of it
 
 
-def mend_streams() -> None:
+def repair_streams() -> None:
     """Open the standard streams that were closed, on nothing, and write as escapes what an encoding lacks.
 
     For a closed stream (`python train.py >&-`) Python has None, whose methods are missing wherever text is written. Its

@@ -42,34 +42,34 @@ def local_file_argument(description: str) -> Path | None:
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without byte-order mark, lines ended by "\\n"; `UserError` if it is none."""
-    mend = "give a UTF-8 text file"
+    advice = "give a UTF-8 text file"
     if not path.is_file():
-        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; {mend}")
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; {advice}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start:,}); {mend}") from error
+        raise UserError(f"{path} is not UTF-8 (byte {error.start:,}); {advice}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {mend} that is yours to read") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); {advice} that is yours to read") from error
     if not text:
-        raise UserError(f"{path} is empty; {mend} with some text in it")
+        raise UserError(f"{path} is empty; {advice} with some text in it")
     if "\0" in text:
-        raise UserError(f"{path} is binary (it has a zero byte); {mend}")
+        raise UserError(f"{path} is binary (it has a zero byte); {advice}")
     return text
 
 
 def download(url: str, path: Path, sha256: str) -> None:
     """Fetch `url` into `path`, whole or not at all; `UserError` on failure or when the content is another."""
-    mend = "check the network, or fetch it elsewhere and pass it as LOCAL_FILE"
+    advice = "check the network, or fetch it elsewhere and pass it as LOCAL_FILE"
     print(f"downloading {url}", flush=True)
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             content: bytes = response.read()
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UserError(f"{url} could not be downloaded ({reason}); {mend}") from error
+        raise UserError(f"{url} could not be downloaded ({reason}); {advice}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"what came from {url} is not the file expected (its SHA-256 differs); {mend}")
+        raise UserError(f"what came from {url} is not the file expected (its SHA-256 differs); {advice}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)

@@ -62,7 +62,7 @@ class DatasetWriter:
     def _lock(self, opened: contextlib.ExitStack) -> None:
         """Keep other writers out, and clear away what they left if they were killed. UserError if one is at work."""
         lock = opened.enter_context(FolderLock(self.folder))
-        if not lock.take():
+        if not lock.acquire():
             raise UserError(f"{self.folder} is being prepared by {lock.holder()}; let that end, then use what it made")
         if lock.is_sure:
             for leftover in self.folder.glob(f"{UNFINISHED}*"):

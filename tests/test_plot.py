@@ -15,7 +15,7 @@ from splines.records import SplineRecords
 from splines.views import SplineView, view_splines
 from tests.report_runs import look_at, make_run, random_layer
 from tests.runs import assert_one_sentence, call, make_dataset, options
-from training.run_splines import splines_at
+from training.recorded_splines import splines_at
 
 
 @pytest.fixture(scope="module")

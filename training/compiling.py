@@ -1,6 +1,6 @@
-"""torch.compile may fail on a machine that has a compiler: Python.h may be missing, the disk full, execution forbidden.
+"""Going on uncompiled where torch.compile fails.
 
-Then a run goes on uncompiled.
+That happens on machines that have a compiler too: Python.h is missing, the disk is full, or execution is forbidden.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CompileFailed(UserError):
 
 @contextmanager
 def detecting_failures(compiling: bool, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Surrounds the passes of a step. If it is `compiling`, any error becomes CompileFailed and gradients are dropped."""
+    """Surrounds the passes of a step. While `compiling`, any error becomes CompileFailed and gradients are dropped."""
     try:
         yield
     except Exception as error:  # compilers, loaders and file systems raise many kinds

@@ -17,7 +17,7 @@ from training.checkpoint import read_state
 from training.device import Device
 from training.distributed import World
 from training.optimizer import load_state
-from training.shards import full, like, local
+from training.sharded_tensors import full, like, local
 
 
 class ParallelModel:

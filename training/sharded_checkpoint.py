@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from common.errors import UserError
 from training.distributed import World
 from training.sealed_file import FORMAT, NotSealed, replace, sync_folder
-from training.shards import local
+from training.sharded_tensors import local
 
 FOLDER_FORMAT = "splinegpt-sharded-1"
 INDEX_FILE = "index.json"
