@@ -128,6 +128,7 @@ class Trainer:
         return state["elapsed_s"], state["wandb_id"]
 
     def describe(self) -> None:
+        """Print the first lines of a run: its directory, data, model and device."""
         for line in opening_lines(self.run, self.model, self.dataset, f"{self.device}{self.parallel}"):
             print(line, flush=True)
 
@@ -162,7 +163,7 @@ class Trainer:
         return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters
 
     def _attempt(self, stop: StopRequest) -> bool:
-        """Take one step; if compiling it fails, take it uncompiled and go on so.
+        """Take one step. If compiling it fails, take this and all later steps uncompiled.
 
         Returns False if no step was taken because training is to stop.
         """
@@ -171,7 +172,7 @@ class Trainer:
         except CompileFailed as failure:
             if self.world.size > 1:
                 raise
-            if stop:  # Ctrl-C ended the compilers. Resumed, this step will compile as if nothing had happened
+            if stop:  # Ctrl-C ended the compilers; the resumed run will compile this step
                 return False
             self.device, self.compiling = do_without(self.device, failure.reason), False
             self.parallel.use(self.device)
@@ -220,8 +221,9 @@ class Trainer:
             self.neighbours.notice(self.stopwatch.step())
 
     def _is_usable(self) -> bool:
-        """Whether loss and gradients are finite. If not, the step is skipped, or UserError ends the run before they
-        spoil the parameters. With float16 the scaler itself skips gradients that are not finite.
+        """Whether loss and gradients are finite. If not, the step is skipped, or UserError ends the run.
+
+        Either way they do not reach the parameters. With float16 the scaler itself skips gradients that are not finite.
         """
         progress, config = self.progress, self.config
         bad_norm = not math.isfinite(progress.grad_norm) and not self.scaler.is_enabled()
@@ -339,6 +341,7 @@ class Trainer:
             print(f"{name}: {type(error).__name__}: {error}; {consequence}", flush=True)
 
     def tell_what_next(self, stop: StopRequest) -> None:
+        """Print how the run ended, and the commands to continue it or to look at it."""
         directory, progress = self.run.directory, self.progress
         if stop:
             print(f"stopped by {stop.signal_name} at step {progress.step}, which is saved; go on with")
