@@ -45,7 +45,7 @@ class Options:
     out_dir: tyro.conf.Positional[Path]
     """The run's directory, or one of its checkpoint files."""
     tolerance: float = 0.2
-    """How much a spline may change, relative to a typical spline of the same output (root mean square over tokens)."""
+    """Largest change of a spline, relative to a typical one of the same output (root mean square over tokens)."""
     step: str = "latest"
     """Which checkpoint: latest, best or a step."""
     output: Path | None = None
@@ -53,11 +53,11 @@ class Options:
     fit: int = 0
     """Print formulas and their R² for this many of the most curved splines, and write nothing."""
     layer: int | None = None
-    """With --fit: only this layer."""
+    """Fit only this layer."""
     inputs: str = ""
-    """With --fit and --layer: only these input features, as in 3 or 3,17."""
+    """Fit only these input features of the layer, as in 3 or 3,17."""
     outputs: str = ""
-    """With --fit and --layer: only these output features."""
+    """Fit only these output features of the layer."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < float("inf"):
@@ -70,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Shares:
-    """How many of a layer's splines stayed curved, were straightened, or were removed."""
+    """The numbers of splines of a layer that stayed curved, were straightened, or were removed."""
 
     curved: int
     straight: int
@@ -80,7 +80,7 @@ class Shares:
 
     @property
     def numbers(self) -> int:
-        """How many numbers describe what is left: all control points of a curve, the slope of a line."""
+        """The count of numbers to store: all control points of a curve, the slope of a line."""
         return self.curved * self.points + self.straight
 
     @property

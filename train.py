@@ -36,7 +36,7 @@ from training.run_facts import opening_lines, write_facts
 from training.run_writer import RunWriter
 from training.schedule import learning_rate, seed_step
 from training.setup import build_model, open_together
-from training.spline_watch import SplineWatch
+from training.spline_recorder import SplineRecorder
 from training.tracker import Tracker
 
 
@@ -98,11 +98,11 @@ class Trainer:
         self.neighbours = Neighbours(torch.get_num_threads(), silent=self.device.device.type != "cpu")
         self.writer = RunWriter(run, self.parallel, self.optimizer)
         self.tracker = Tracker(config, run.directory, wandb_id, silent=not is_main)
-        self.watch = SplineWatch(run.directory, config, self.val_stream, self.tracker)
+        self.spline_recorder = SplineRecorder(run.directory, config, self.val_stream, self.tracker)
         self._write_facts()
         with self.writer.writing():
             if is_main:
-                self.watch.records.forget_after(self.progress.step)
+                self.spline_recorder.records.forget_after(self.progress.step)
 
     def _run_throwaway_pass(self) -> None:
         self.parallel.run_throwaway_pass(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
@@ -151,7 +151,7 @@ class Trainer:
                     self._save_checkpoint(is_best=False)
                 self.writer.wait()
                 if self.world.is_main and not stop:
-                    self.watch.finish(progress.step)
+                    self.spline_recorder.finish(progress.step)
         except (LostProcess, DataChanged) as error:
             kept, again = self.writer.kept(), self.writer.resume_command()
             raise type(error)(f"{error}; {kept}: go on with {again}") from error
@@ -317,7 +317,9 @@ class Trainer:
     def _record_splines(self) -> list[dict[str, Any]] | None:
         """Record the splines. On the main process, returns statistics of them, a dict for each layer."""
         model = self.parallel.whole() if self.config.splines else None
-        return self.watch.record(model, self.progress.step) if self.world.is_main and model is not None else None
+        return (
+            self.spline_recorder.record(model, self.progress.step) if self.world.is_main and model is not None else None
+        )
 
     def _write_sample(self, model: GPT) -> None:
         if self.config.sample_tokens:
@@ -350,7 +352,7 @@ class Trainer:
         print(self.writer.summary(self.stopwatch.elapsed_s))
         best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
         print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
-        picture = self.watch.records.step_folder(progress.step) / "overview.png"
+        picture = self.spline_recorder.records.step_folder(progress.step) / "overview.png"
         if picture.is_file():
             print(f"splines: {picture}")
         print(f"sample:  {command('sample.py', str(directory))}")

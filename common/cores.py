@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """How many cores this process may use at a time, at least 1: its affinity, or its quota if that is smaller.
+    """Number of cores that this process may use at a time, at least 1: its affinity, or its quota if that is smaller.
 
     A fractional quota is rounded up. With a quota of 1.5, one thread would leave half a core unused.
     """
@@ -20,7 +20,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def affine_cores() -> int:
-    """How many cores this process is bound to: all, unless it was restricted, for example by taskset."""
+    """Number of cores that this process is bound to: all, unless it was restricted, for example by taskset."""
     return len(_affinity())
 
 
@@ -32,7 +32,7 @@ def _affinity() -> frozenset[int]:
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """How many cores' worth of time this process's control groups may use; infinity without a limit.
+    """CPU quota of this process's control groups, in cores; infinity without a limit.
 
     The smallest quota of nested groups counts. `root` is the root of the file system, which tests replace.
     """
@@ -98,13 +98,13 @@ class Usage:
         return Usage(time.perf_counter(), time.process_time(), busy_seconds())
 
     def others_since(self, earlier: Usage) -> float:
-        """How many cores other processes used on average since `earlier`; NaN if the system does not tell."""
+        """Number of cores that other processes used on average since `earlier`; NaN if the system does not tell."""
         others = (self.all - self.own) - (earlier.all - earlier.own)
         return max(0.0, others / (self.clock - earlier.clock)) if others == others else math.nan
 
 
 def busy_seconds(root: Path = Path("/")) -> float:
-    """How long this process's cores have been busy, in total, since the machine started; NaN except on Linux."""
+    """Seconds that this process's cores have been busy since the machine started, in total; NaN except on Linux."""
     names = {f"cpu{number}" for number in _affinity()}
     try:
         lines = [line.split() for line in (root / "proc/stat").read_text().splitlines()]

@@ -60,7 +60,7 @@ class TokenStream:
         return out
 
     def _ends(self, length: int) -> np.ndarray:
-        """For each shard, the number of windows in it and all before it."""
+        """The number of windows in each shard and all before it."""
         if length < 1:
             raise ValueError(f"length must be at least 1, not {length}")
         return np.cumsum([max(0, len(shard) - length + 1) for shard in self.shards], dtype=np.int64)

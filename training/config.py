@@ -104,8 +104,8 @@ class OptimizationOptions:
     grad_clip: float = 1.0
     """Clip the gradient to this norm; 0: do not clip."""
     max_skipped_steps: int = 0
-    """How many steps in a row may be skipped because their loss or gradient is not finite. 0: the first one stops
-    training."""
+    """Limit of steps in a row that are skipped because their loss or gradient is not finite. 0: the first such step
+    ends training."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class MachineOptions:
     num_threads: int = 0
     """CPU threads. 0: one for each core, or as many as a container's CPU quota allows."""
     fsdp: bool = False
-    """With torchrun: shard parameters, gradients and moments over the processes (FSDP2); else they are replicated."""
+    """Shard parameters, gradients and moments over the processes of torchrun (FSDP2); else they are replicated."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class RecordOptions:
     log_interval: int = 50
     """Steps between progress lines."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints to keep. The best is kept too."""
+    """Number of the newest checkpoints to keep. The best is kept too."""
     splines: bool = True
     """Record the splines at every evaluation, and draw them at the end."""
     report: Literal["off", "end", "live"] = "end"

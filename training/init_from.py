@@ -35,9 +35,9 @@ class Source:
 
     name: str
     architecture: dict[str, Any]
-    """Its options of GPTConfig."""
+    """The options of GPTConfig that define the model."""
     state: dict[str, Tensor]
-    """Its parameters, by their names in GPT."""
+    """The parameters, by their names in GPT."""
     tokenizer: Tokenizer | None
     """The tokenizer it was trained with; None if that is not recorded."""
 

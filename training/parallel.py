@@ -50,7 +50,7 @@ class ParallelModel:
         self.wrap()
 
     def __str__(self) -> str:
-        """How the processes share the model, for the line about the device; empty for one process."""
+        """A clause that says how processes share the model; empty for one process."""
         how = "sharded over (FSDP2)" if self.sharded else "replicated on (DDP)"
         return f"; {how} {self.world.size} processes" if self.world.size > 1 else ""
 

@@ -1,4 +1,4 @@
-"""How far a run is, how fast its steps are, and the line that says so."""
+"""Measures how far a run is and how fast its steps are, and formats the progress line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress:
     is_best: bool = False
     best_val_loss: float = math.inf
     skipped_steps: int = 0
-    """How many in a row, up to now."""
+    """Number of them in a row, up to now."""
     saved_step: int = -1
     """The step of the newest checkpoint, which may still be being written."""
 
@@ -90,7 +90,7 @@ def progress_line(
     stopwatch: Stopwatch,
     mfu: float | None = None,
 ) -> str:
-    """For example `step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`.
+    """A line like `step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`.
 
     `evaluated`: whether the validation loss belongs to this step. If it is also the best so far, it gets a star.
     """

@@ -24,7 +24,7 @@ T = TypeVar("T")
 PATIENCE = 0.1  # share of a run in which there are no warnings, because grids still change
 
 
-class SplineWatch:
+class SplineRecorder:
     """Records the splines of (uncompiled) models, with the activations that the validation text in `stream` causes."""
 
     def __init__(self, run_dir: Path, config: Config, stream: TokenStream, tracker: Tracker) -> None:
