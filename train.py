@@ -316,10 +316,10 @@ class Trainer:
 
     def _record_splines(self) -> list[dict[str, Any]] | None:
         """Record the splines. On the main process, returns statistics of them, a dict for each layer."""
-        model = self.parallel.whole() if self.config.splines else None
-        return (
-            self.spline_recorder.record(model, self.progress.step) if self.world.is_main and model is not None else None
-        )
+        model = self.parallel.whole() if self.config.splines else None  # which every process must call
+        if model is None or not self.world.is_main:
+            return None
+        return self.spline_recorder.record(model, self.progress.step)
 
     def _write_sample(self, model: GPT) -> None:
         if self.config.sample_tokens:
