@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def why_skipped(item: pytest.Item) -> str | None:
-    """What this machine lacks for a test, or None: by its marks and by the backend that it is about."""
+    """Why this machine cannot run a test, or None; judged by the test's marks and its backend."""
     on_gpu = item.get_closest_marker("cuda") is not None
     needs = [need for mark in item.iter_markers("needs") for need in mark.args] + ["cuda"] * on_gpu
     lacking = next((reason for need in needs if (reason := machine.why_not(need))), None)

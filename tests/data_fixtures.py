@@ -1,4 +1,4 @@
-"""What the tests of the data share: small datasets, and where texts and GPT-2's vocabulary lie."""
+"""Helpers for tests of the data: small datasets, and the places of texts and of GPT-2's vocabulary."""
 
 import os
 from collections.abc import Iterator

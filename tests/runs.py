@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a tiny dataset, tiny options, and ways to call the commands."""
+"""Helpers for tests of whole runs: a tiny dataset, tiny options, and ways to call the commands."""
 
 import contextlib
 import io

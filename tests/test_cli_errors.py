@@ -1,4 +1,4 @@
-"""Every mistake of the user's ends a command with one sentence that says what to do, and never with a traceback."""
+"""Every user's mistake ends a command with one sentence that says what to do, and never with a traceback."""
 
 import pickle
 import shutil
@@ -23,7 +23,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    """A run with splines that has ended well; not to be changed."""
+    """A finished run with splines, which tests must not change."""
     run = tmp_path_factory.mktemp("runs") / "kan"
     assert call(train.main, *options(dataset, run)).code == 0
     return run
@@ -38,7 +38,7 @@ def finished_mlp(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Pat
 
 @pytest.fixture
 def run(tmp_path: Path, finished: Path) -> Path:
-    """A finished run of the test's own."""
+    """A copy of the finished run, which a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
@@ -110,7 +110,7 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("main", [sample.main, plot.main], ids=["sample", "plot"])
 class TestCheckpoints:
-    """sample.py and plot.py on what is not a checkpoint."""
+    """Run sample.py and plot.py on files that are not checkpoints."""
 
     def test_truncated(self, main: Any, run: Path) -> None:
         for path in (run / "checkpoints").iterdir():
@@ -287,7 +287,7 @@ def test_a_run_without_splines_is_not_plotted(finished_mlp: Path) -> None:
 
 
 def test_a_reader_that_goes_away_ends_training_quietly(tmp_path: Path, dataset: Path) -> None:
-    """As in `python train.py | head -1`: no blame on the disk, no traceback."""
+    """`python train.py | head -1` must neither blame the disk nor print a traceback."""
     arguments = options(dataset, tmp_path / "run", max_iters=100_000, eval_interval=100_000, log_interval=1)
     process = subprocess.Popen(command("train.py", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None

@@ -1,4 +1,4 @@
-"""A configuration means the same in TOML, on the command line and in a checkpoint; anything else is a UserError."""
+"""A configuration means the same in TOML, on the command line and in a checkpoint. Invalid ones are a UserError."""
 
 import ast
 import dataclasses
@@ -249,7 +249,7 @@ def test_no_toml_does_anything_but_parse_or_say_why_not(text: str) -> None:
 
 
 def documented_fields(cls: type) -> dict[str, str]:
-    """The fields of a dataclass that are followed by a string, by the source itself."""
+    """The fields of a dataclass that a string follows in its source."""
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
     found = {}
     for field, text in pairwise(body):
@@ -316,7 +316,7 @@ def scheduled(draw: st.DrawFn, schedule: str) -> Config:
 
 
 def end_of(config: Config) -> int:
-    """The step at which the decay ends."""
+    """The step at which the learning rate stops decaying."""
     is_early = config.schedule == "cosine" and config.decay_iters
     return config.warmup_iters + config.decay_iters if is_early else config.max_iters
 

@@ -1,4 +1,4 @@
-"""A dataset gives back exactly what was written, and says so in one sentence when it cannot."""
+"""A dataset returns exactly the tokens that were written, or refuses with one sentence."""
 
 import json
 import os
@@ -210,7 +210,7 @@ json_values = st.recursive(
 
 
 def opens_or_is_refused(folder: Path, document: object) -> Dataset | None:
-    """Open `folder` with `document` as its meta.json; None when that is refused in one line."""
+    """Open `folder` with `document` as its meta.json. Returns None if that is refused in one line."""
     path = folder / "meta.json"
     original = path.read_bytes()
     try:

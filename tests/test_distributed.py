@@ -1,4 +1,4 @@
-"""Several processes train the run that one process would: replicated (DDP) or sharded (FSDP2), interrupted or not."""
+"""Several processes train the same run as one process: replicated (DDP) or sharded (FSDP2), interrupted or not."""
 
 import json
 import os
@@ -51,7 +51,7 @@ STOP = 6
 
 
 def train_in_a_group(folder: Path, processes: int, cases: list[tuple[list[str], int]]) -> dict[str, str]:
-    """Train all `cases` (arguments, step to stop at) in one group; what was refused, by number."""
+    """Train all `cases` (arguments, step to stop at) in one group. Returns the errors of refused ones, by number."""
     path = folder / f"cases_{processes}.json"
     path.write_text(json.dumps(cases))
     port, ranks = free_port(), []
@@ -68,7 +68,7 @@ def train_in_a_group(folder: Path, processes: int, cases: list[tuple[list[str], 
 
 
 class Runs:
-    """The same runs by one process and by a group."""
+    """Runs that a group of processes trains."""
 
     def __init__(self, folder: Path, dataset: Path, processes: int) -> None:
         self.folder, self.dataset, self.processes = folder, dataset, processes
@@ -131,7 +131,7 @@ def test_the_losses_are_those_of_one_process_with_the_same_global_batch(runs: Ru
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_stopped_and_resumed_group_is_the_uninterrupted_one_bit_for_bit(runs: Runs, kind: str) -> None:
-    """With dropout, accumulation and Muon."""
+    """The runs have dropout, accumulation and Muon."""
     whole, stopped = (read_state(list_steps(runs.folder / f"{kind}_{name}")[0]) for name in ("random", "stopped"))
     assert whole["step"] == stopped["step"] == STEPS
     assert_equal_states(whole, stopped)
@@ -149,7 +149,7 @@ def assert_equal_states(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def test_shards_go_on_in_one_process(runs: Runs, alone: Path) -> None:
-    """Another number of processes: no one's pieces are its own."""
+    """Go on with another number of processes, so that pieces belong to other processes than before."""
     train_until([*runs.resumed("shards"), "--fsdp=False"])
     assert list(train_losses(runs.folder / "shards").values()) == pytest.approx(
         list(train_losses(alone).values()), rel=1e-4

@@ -1,4 +1,4 @@
-"""Paths that begin with ~ mean the home directory wherever an option or a config file names one."""
+"""A leading ~ means the home directory in every path of an option or a config file."""
 
 import importlib
 import os
@@ -96,7 +96,7 @@ def test_a_text_in_the_home_directory_is_prepared(home: Path, monkeypatch: pytes
 
 
 def test_a_cache_in_the_home_directory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service or a container may set the variable without a shell."""
+    """A service or container may set the variable without a shell, which would expand it."""
     monkeypatch.setenv("XDG_CACHE_HOME", "~/.kept")
     if native_build.sys.platform != "darwin":
         assert native_build.cache_directory() == home / ".kept/splinegpt"

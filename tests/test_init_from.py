@@ -80,7 +80,7 @@ def tuning(dataset: Path, run: Path, source: Path, **more: object) -> list[str]:
 
 
 def test_layers_of_transformers_itself_can_be_swapped(gpt2: Path, vocab_size: int) -> None:
-    """Its Conv1D, whose weights are transposed."""
+    """Compare with transformers' Conv1D, whose weights are transposed."""
     model = transformers.GPT2LMHeadModel.from_pretrained(gpt2).eval()
     tokens = torch.randint(vocab_size, (3, 16))
     before = model(tokens).logits
@@ -116,7 +116,7 @@ def test_an_mlp_run_of_our_own_goes_on_with_splines(tmp_path: Path, dataset: Pat
 
 
 def test_it_resumes(tmp_path: Path, dataset: Path, gpt2: Path) -> None:
-    """Without the source, which is needed for the first step alone."""
+    """Resume without the source, which only a new run needs."""
     source = tmp_path / "gpt2"
     source.symlink_to(gpt2)
     call(train.main, *tuning(dataset, tmp_path / "run", source, max_iters=4))

@@ -1,4 +1,4 @@
-"""Muon: its updates are orthogonal, each matrix on its own; AdamW's part is AdamW's; and it resumes."""
+"""Muon's updates are orthogonal, each matrix on its own. Other parameters get AdamW's updates, and runs resume."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_each_piece_and_each_control_point_is_a_matrix_of_its_own() -> None:
 
 
 def test_a_step_is_that_of_the_definition() -> None:
-    """In NumPy, by the singular vectors instead of iterations."""
+    """Compute it in NumPy, from singular vectors instead of iterations."""
     weight = torch.nn.Parameter(torch.randn(24, 8, dtype=torch.float64).float())
     before = weight.detach().double().numpy().copy()
     group = {"params": [weight], "muon_pieces": [3], "weight_decay": 0.1, "lr": 0.02}
@@ -70,7 +70,7 @@ def test_a_step_is_that_of_the_definition() -> None:
 
 
 def test_what_muon_does_not_train_moves_as_with_adamw() -> None:
-    """Given the same gradients; and Muon trains exactly the matrices and splines of the blocks."""
+    """Give both the same gradients. Muon must train exactly the matrices and splines of the blocks."""
     models = [GPT(GPTConfig(**SMALL)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [

@@ -1,4 +1,4 @@
-"""Slow steps beside other processes: said once, with what helps, and never for other reasons; by a made-up clock."""
+"""Steps that other processes slow are reported once, with advice; other slow steps never. The clock is artificial."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from training.progress import Stopwatch, progress_line
 
 
 class Machine:
-    """A clock, two cores, a run with two threads on them, and others that take some of their time."""
+    """An artificial clock and two cores, shared by a run with two threads and by other processes."""
 
     def __init__(self, threads: int = 2, visible: bool = True, silent: bool = False) -> None:
         self.clock, self.own, self.all = 0.0, 0.0, 0.0
@@ -140,7 +140,7 @@ def test_it_keeps_silent_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(1e-4, 10), st.sampled_from(["step", "pause", "lap", "restart"])), min_size=1))
 def test_a_stopwatch_gives_each_step_its_own_time(events: list[tuple[float, str]]) -> None:
-    """Against a sum by hand: the time since the last step, lap or restart that was not in a pause."""
+    """Compare with a sum by hand of the time since the last step, lap or restart that was not in a pause."""
     machine, since = Machine(), 0.0
     for seconds, event in events:
         machine.clock += seconds

@@ -1,4 +1,4 @@
-"""Options of earlier versions: one sentence for whoever writes them; runs that were trained with them still load."""
+"""Options of earlier versions are refused with a sentence of advice, but runs trained with them still load."""
 
 import dataclasses
 from pathlib import Path

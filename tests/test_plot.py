@@ -1,4 +1,4 @@
-"""plot.py: one spline, a layer, a film; and what of it is drawn is in the files."""
+"""plot.py draws a spline, a layer or a film, and the files show the right curves."""
 
 import itertools
 from pathlib import Path

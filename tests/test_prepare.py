@@ -1,4 +1,4 @@
-"""The prepare scripts write what nanoGPT's write, and fail in one sentence."""
+"""The prepare scripts write the same tokens as nanoGPT's, and fail with one sentence."""
 
 import json
 import runpy
@@ -38,7 +38,7 @@ def text_file(tmp_path: Path) -> Path:
 
 
 def run_prepare(name: str, folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a prepare script in a process of its own, as a user does, but with `folder` in place of its own."""
+    """Run a prepare script in a process of its own, as a user does, but let it write into `folder`."""
     path = ROOT / "data" / name / "prepare.py"
     code = (
         f"import runpy, sys; from pathlib import Path; from corpus import sources; {before}\n"

@@ -1,4 +1,4 @@
-"""Training coarse to fine: refined runs go on as they were, can be stopped and resumed, and compile again."""
+"""Training coarse to fine: refined runs compute the same function, can be stopped and resumed, and compile again."""
 
 from pathlib import Path
 
@@ -22,11 +22,20 @@ from tests.runs import (
     train_until,
 )
 from tests.test_resume import assert_identical, outcome
+from training import config
 from training.checkpoint import load_checkpoint, read_state
 from training.checkpoint_files import step_path
 from training.config import Config
 from training.optimizer import make_optimizer
-from training.refinement import Stage, gradient_transfer, parse_stages, points_after, refine_model
+from training.refinement import (
+    MOMENT_ORDER,
+    Stage,
+    gradient_transfer,
+    parse_stages,
+    points_after,
+    refine_model,
+    replace_parameter,
+)
 
 STAGES = "5@0,9@5,17@8"
 
@@ -64,7 +73,7 @@ def test_bad_stages_are_one_sentence(tmp_path: Path, dataset: Path, text: str, m
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_loss_does_not_move_when_refined(tmp_path: Path, dataset: Path, variant: str, optimizer: str) -> None:
-    """5 → 9 → 17 → 33 in the middle of training, to 1e-5."""
+    """Refine 5 → 9 → 17 → 33 in the middle of training; outputs agree to 1e-5."""
     trainer = make_trainer(options(dataset, tmp_path, kan_variant=variant, optimizer=optimizer))
     x, y = trainer.batches.batch(0)
     for points in (9, 17, 33):
@@ -86,7 +95,7 @@ def test_the_loss_does_not_move_when_refined(tmp_path: Path, dataset: Path, vari
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("grid", [9, 16])
 def test_a_carried_gradient_is_nearly_that_of_the_finer_grid(variant: str, grid: int) -> None:
-    """Compared with autograd's, as gradients of control points, where outputs and inputs are related smoothly."""
+    """Compare with autograd's gradients of control points, for outputs that depend smoothly on inputs."""
     torch.manual_seed(0)
     x = (torch.rand(4000, 2, dtype=torch.float64) - 0.5) * 4
     dy = torch.stack((x[:, 0].sin(), x[:, 1] ** 2 - 1, x.sum(dim=1).cos()), dim=1)
@@ -104,12 +113,50 @@ def gradient(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor
 
 
 def test_hats_carry_their_gradient_as_a_density() -> None:
-    """The sum over the grid, which is the gradient of a constant, stays but for the ends; so does that of a line."""
+    """The sums over the grid, which are the gradients of a constant and of a line, stay the same except at the ends."""
     layer = KANLayer(1, 1, num_control_points=9)
     before = KANLayer(1, 1, num_control_points=5).grid
     transfer = gradient_transfer(layer, before)
     np.testing.assert_allclose(transfer[:, 1:-1].sum(axis=0), 1)  # of each inner knot
     np.testing.assert_allclose(layer.grid.knots() @ transfer[:, 1:-1], before.knots()[1:-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_all_moments_of_the_optimizers_have_their_order(name: str) -> None:
+    """The order of a moment is the power of the gradient in it: doubled gradients give 2 or 4 times as large ones."""
+    moments = []
+    for scale in (1.0, 2.0):
+        torch.manual_seed(0)
+        layer = KANLayer(3, 4, num_control_points=5)
+        model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([layer])})
+        optimizer = make_optimizer(model, Config(optimizer=name))  # type: ignore[arg-type]
+        (scale * layer(torch.randn(8, 3)).sum()).backward()
+        optimizer.step()
+        state = optimizer.state[layer.weight]
+        moments.append({key: value for key, value in state.items() if value.shape == layer.weight.shape})
+    single, double = moments
+    assert single
+    for key, value in single.items():
+        torch.testing.assert_close(double[key], 2.0 ** MOMENT_ORDER[key] * value)
+
+
+def test_a_moment_of_unknown_order_is_refused() -> None:
+    layer = KANLayer(3, 4, num_control_points=5)
+    optimizer = torch.optim.Rprop(layer.parameters())
+    layer(torch.randn(8, 3)).sum().backward()
+    optimizer.step()
+    old, before = layer.weight, layer.grid
+    layer.refine(9)
+    with pytest.raises(ValueError, match="MOMENT_ORDER"):
+        replace_parameter(optimizer, old, layer.weight, gradient_transfer(layer, before))
+
+
+def test_kan_refine_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(config, "parse_stages", lambda text, points: parsed.append(text) or parse_stages(text, points))
+    configuration = Config(kan_refine=STAGES)
+    assert [configuration.stages for _ in range(3)] == [parse_stages(STAGES, 5)] * 3
+    assert parsed == [STAGES]
 
 
 @pytest.mark.parametrize("more", [{}, {"optimizer": "muon"}, {"kan_variant": "balanced"}, {"ffn": "gated_splines"}])
@@ -137,7 +184,7 @@ def test_checkpoints_of_every_stage_can_be_used(tmp_path: Path, dataset: Path) -
 
 
 def test_the_validation_loss_is_continuous_in_a_real_run(tmp_path: Path, dataset: Path) -> None:
-    """The run with a refinement after its last step ends with the loss of the one without."""
+    """A run that refines after its last step ends with the loss of one that does not refine."""
     losses = []
     for stages in ("5@0", "5@0,33@12"):
         run = tmp_path / stages
@@ -178,7 +225,7 @@ def random_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_penalty_smooths_and_is_logged(tmp_path: Path, dataset: Path) -> None:
-    """Stronger penalties end with smoother splines; the train loss that is logged is without it."""
+    """Stronger penalties give smoother splines. The logged training loss does not contain the penalty."""
     rough = []
     for weight in (0, 1e-6, 1e5):
         run = tmp_path / str(weight)

@@ -1,4 +1,4 @@
-"""Sampling: the cache changes nothing, the filters keep exactly what they should, and a seed means one text."""
+"""Sampling: the cache changes nothing, the filters keep exactly the right tokens, and a seed fixes the text."""
 
 from collections.abc import Iterator
 from pathlib import Path

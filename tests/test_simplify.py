@@ -21,7 +21,7 @@ from training.checkpoint import load_checkpoint
 
 
 def single(layer: KANLayer, x: torch.Tensor) -> np.ndarray:
-    """What each spline makes of each activation, by its definition: (M, I, O), float64."""
+    """The output of each spline for each activation, computed by definition: (M, I, O), float64."""
     points = layer.control_points().detach().double().numpy()
     G, width = layer.num_control_points, layer.spline_width
     u = (x.double().numpy() + width / 2) * (G - 1) / width

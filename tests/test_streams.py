@@ -1,4 +1,4 @@
-"""Standard streams as a shell, a terminal or a service leaves them: closed, or in an encoding that lacks characters."""
+"""Commands work with standard streams that are closed, or have an encoding that lacks characters."""
 
 import io
 import os
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(run: Path, folder: Path) -> dict[str, Call]:
-    """Every command, each with arguments that make it print what ASCII lacks; what it writes is in `folder`."""
+    """All commands, with arguments that make them print characters that ASCII lacks. They write into `folder`."""
     text = folder / "晓.txt"
     text.write_text(WORDS, encoding="utf-8")
     prepare = runpy.run_path(str(ROOT / "data/text/prepare.py"))["main"]
@@ -57,7 +57,7 @@ def commands(run: Path, folder: Path) -> dict[str, Call]:
 
 
 def exit_codes(calls: dict[str, Call], monkeypatch: pytest.MonkeyPatch, stream: Callable[[], object]) -> dict[str, int]:
-    """How each command ends with a new stream as standard output and another as standard error."""
+    """Run all commands with new streams as standard output and standard error, and return how each ended."""
     codes = {}
     for name, (main, arguments) in calls.items():
         with monkeypatch.context() as patch:
@@ -119,7 +119,7 @@ def test_a_handler_that_the_user_has_chosen_is_kept(run: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("redirections", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path, redirections: str) -> None:
-    """Else what a library or a compiler prints would go into it."""
+    """Otherwise the output of a library or compiler would go into that file."""
     code = (
         "import os, subprocess, sys; from common.streams import repair_streams; repair_streams()\n"
         "with open(sys.argv[1], 'w') as file:\n"

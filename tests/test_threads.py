@@ -1,4 +1,4 @@
-"""How many threads compute and how they wait: decided before torch loads, by the user, else by the machine."""
+"""The number of threads and their way to wait are decided before torch loads: by the user, else by the machine."""
 
 import json
 import math
@@ -28,7 +28,7 @@ NEEDS_TWO_CORES = pytest.mark.skipif(affine_cores() < 2, reason="needs two cores
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """That of a user who has set none of the variables."""
+    """The environment of a user who has set none of the variables."""
     ours = (*CHOOSE_SPIN, *CHOOSE_NUMBER, BY_QUOTA)
     return {**{name: value for name, value in os.environ.items() if name not in ours}, **more}
 
@@ -58,7 +58,7 @@ def test_every_program_bounds_the_spin_before_torch_loads(program: str) -> None:
 
 
 def test_the_runtime_of_torch_has_read_what_was_set() -> None:
-    """libgomp says itself, as it loads, which spin it has; other runtimes have no such line."""
+    """libgomp prints its spin count as it loads. Other runtimes print no such line."""
     code = "import common.threads, torch"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -115,7 +115,7 @@ def test_without_a_quota_the_number_is_left_to_torch(tmp_path: Path) -> None:
 
 
 def control_groups(root: Path, limits: dict[str, str], group: str = "/", shown: str = "/") -> None:
-    """A file system whose process is in `group`, of version 2; `limits`: cpu.max by the group's path in the mount."""
+    """Make a file system whose process is in `group` (version 2). `limits`: cpu.max by a group's path in the mount."""
     (root / "proc/self").mkdir(parents=True, exist_ok=True)
     (root / "proc/self/cgroup").write_text(f"0::{group}\n")
     line = f"30 23 0:26 {shown} /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"

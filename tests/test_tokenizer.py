@@ -1,4 +1,4 @@
-"""Tokenizers give back the text they were given, whole or piece by piece."""
+"""Tokenizers decode what they encoded to the same text, whole or piece by piece."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A training run: it learns, measures honestly, keeps its records, and stops before it would spoil its parameters."""
+"""A training run learns, measures correctly, keeps its records, and stops before bad gradients reach its parameters."""
 
 import math
 import re
@@ -114,7 +114,7 @@ def test_the_loss_is_the_entropy_of_uniform_guessing_at_first_and_falls_on_what_
 
 
 def test_the_whole_validation_split_is_scored_when_eval_iters_is_0(tmp_path: Path, dataset: Path) -> None:
-    """Against a plain loop over all tokens."""
+    """Compare with a plain loop over all tokens."""
     trainer = make_trainer(options(dataset, tmp_path, eval_iters=0, batch_size=3))
     trainer.train(False)  # type: ignore[arg-type]
     tokens = torch.from_numpy(np.concatenate(trainer.val_stream.shards).astype(np.int64))
@@ -188,7 +188,7 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best(
 
 @pytest.fixture(scope="module")
 def whole_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run with everything on, by its command: its directory and what it printed."""
+    """Train with everything on, by the command. Returns the run's directory and the output."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     result = call(train.main, *options(dataset, run, splines=True, report="end", eval_interval=6, wandb="offline"))
     assert result.code == 0 and not result.err
@@ -247,7 +247,7 @@ def test_the_run_directory_holds_all_that_the_run_made(whole_run: tuple[Path, st
 
 
 def leveldb_records(data: bytes, header: int) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format, which W&B's files have behind a header of their own."""
+    """The records of a log in LevelDB's format, as in W&B's files, which begin with `header` other bytes."""
     position, parts = header, b""
     while position + 7 <= len(data):
         room = 32768 - position % 32768
@@ -353,7 +353,7 @@ def test_runs_without_an_out_dir_are_numbered(tmp_path: Path, dataset: Path, mon
 
 
 def test_a_compiled_run_measures_its_throughput(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the first step, which compiles. (Here by a compiler that does nothing.)"""
+    """All but the first step count, which compiles (here with a compiler that does nothing)."""
     monkeypatch.setattr(torch, "compile", lambda model: model)
     train_until(options(dataset, tmp_path, compile=True))
     records = read_metrics(tmp_path)
@@ -370,7 +370,7 @@ def test_a_compiled_run_has_the_same_losses(tmp_path: Path, dataset: Path, basel
 
 @pytest.mark.needs("torch.compile")
 def test_compiled_training_is_deterministic_on_two_threads(tmp_path: Path) -> None:
-    """Inductor's scatters would add in the order in which threads arrive; it takes some size for that to show."""
+    """Otherwise Inductor's scatters add in the order in which threads arrive. Only larger models show that."""
     dataset = make_dataset(tmp_path / "words")
     size = {"n_embd": 64, "block_size": 32, "batch_size": 12, "num_threads": 2, "compile": True, "max_iters": 6}
     for name in ("a", "b"):

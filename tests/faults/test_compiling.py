@@ -1,4 +1,4 @@
-"""torch.compile that cannot build: one sentence, and training goes on without it, bit for bit as if never asked for."""
+"""If torch.compile cannot build, training says so and goes on uncompiled, bit for bit as with --compile False."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def eager(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 
 
 def fake_compiler(path: Path, body: str) -> str:
-    """A compiler that does `body` instead of building; it still tells its version, by which it is chosen."""
+    """Make a compiler that does `body` instead of building. It still prints its version, which PyTorch asks for."""
     path.write_text(f'#!/bin/sh\ncase "$*" in --version|-v) exec {COMPILER} "$@";; esac\n{body}\n')
     path.chmod(0o755)
     return str(path)
@@ -136,7 +136,7 @@ def test_of_several_processes_all_compile_or_none(dataset: Path, monkeypatch: py
 def test_ctrl_c_while_the_compiler_runs_ends_the_run_in_order(
     tmp_path: Path, dataset: Path, eager: dict[int, float]
 ) -> None:
-    """The terminal sends it to the compiler too, which dies of it."""
+    """The terminal sends the signal to the compiler too, which ends."""
     run, log, mark = tmp_path / "run", tmp_path / "log", tmp_path / "compiling"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", fake_compiler(tmp_path / "c++", f"test -e {mark} && exit 1; touch {mark}; exec sleep 200"))

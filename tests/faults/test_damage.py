@@ -1,4 +1,4 @@
-"""A checkpoint file in which a byte changed, or that was cut, or that never was one, is never taken for a good one."""
+"""A checkpoint file with a changed byte, a truncated one, or another kind of file never passes as a good one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Real processes, killed or told to stop: whatever the moment, the run goes on from its newest checkpoint."""
+"""Real processes are killed or told to stop. At whatever moment, the run goes on from its newest checkpoint."""
 
 import ctypes
 import os
@@ -24,7 +24,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """A short `bench/soak.py`."""
+    """Run a short `bench/soak.py`."""
     soak = Soak(Options(longest_life=1.0, fork=False), tmp_path)
     for moment in ("save", "step", "save"):
         soak.life(moment)
@@ -62,7 +62,7 @@ def test_a_signal_to_one_of_several_processes_stops_all_and_a_lost_one_too(tmp_p
 
 
 def without_root_powers() -> None:
-    """Root may write anywhere, unless it gives CAP_DAC_OVERRIDE (1) up by PR_CAPBSET_DROP (24)."""
+    """Root may write anywhere, unless it gives up CAP_DAC_OVERRIDE (1) by PR_CAPBSET_DROP (24)."""
     ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
@@ -82,7 +82,7 @@ def test_a_directory_that_becomes_read_only_ends_the_run_with_one_sentence(tmp_p
 
 
 def test_signals_are_those_of_torchrun_twice(tmp_path: Path, dataset: Path) -> None:
-    """Under torchrun a Ctrl-C comes from the terminal and from torchrun: that is not yet a second one."""
+    """Under torchrun a Ctrl-C comes from the terminal and from torchrun, which does not count as a second one."""
     run, log = tmp_path / "run", tmp_path / "log"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHELASTIC_RUN_ID", "none")

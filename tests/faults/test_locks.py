@@ -1,4 +1,4 @@
-"""Two processes that want one folder: real processes, real locks, and what a killed one leaves behind."""
+"""Two real processes want the same folder, or one is killed that had locked it."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ if not hasattr(os, "fork"):
 
 
 class Other:
-    """Another process, a copy of this one, that does `action`, says what it returned, and then waits to be ended."""
+    """Fork a process that calls `action`, sends the result, and then waits to be ended."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self._said, says = os.pipe()

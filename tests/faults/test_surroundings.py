@@ -1,4 +1,4 @@
-"""What happens around a run: its directory vanishes, its data change, its numbers overflow, its tracker hangs."""
+"""A run survives or ends well if its directory vanishes, data change, numbers overflow, or its tracker hangs."""
 
 import math
 import os
@@ -107,7 +107,7 @@ def test_data_that_change_under_a_run_end_it_with_one_sentence(
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], gradients_only: bool = False) -> None:
-    """Let the loss, or its gradient alone, of these training steps be no number."""
+    """Make the loss of these training steps, or only its gradient, NaN."""
     forward, calls = GPT.forward, 0
 
     def poisoned(self: GPT, tokens: Any, targets: Any = None, cache: Any = None) -> Any:
