@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
+from common.streams import repair_streams
+
 
 class Lenient:
     """A text stream that drops what cannot be written, and reports the first failure. Later writes are tried again."""
 
-    def __init__(self, stream: TextIO | None, tell: Callable[[Exception], object]) -> None:
-        """`stream` is None, as in Python, if the command was started with this output closed."""
+    def __init__(self, stream: TextIO, tell: Callable[[Exception], object]) -> None:
+        """`tell` is called with the first failure."""
         self._stream = stream
         self._tell = tell
         self._told = False
@@ -23,14 +25,12 @@ class Lenient:
 
     def write(self, text: str) -> int:
         with self._noting():
-            if self._stream is not None:
-                self._stream.write(text)
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with self._noting():
-            if self._stream is not None:
-                self._stream.flush()
+            self._stream.flush()
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -43,8 +43,6 @@ class Lenient:
 
     def flush_at_end(self) -> None:
         """Flush for the last time. If that fails, redirect the stream, or the flush at exit would fail too."""
-        if self._stream is None:
-            return
         try:
             self._stream.flush()
         except OSError:
@@ -55,6 +53,7 @@ class Lenient:
 @contextlib.contextmanager
 def output_may_fail() -> Iterator[None]:
     """Surrounds (or decorates) work that must go on if stdout or stderr cannot be written."""
+    repair_streams()
     before = sys.stdout, sys.stderr
     lines = Lenient(sys.stdout, lambda error: print(_sentence(error), file=sys.stderr, flush=True))
     errors = Lenient(sys.stderr, lambda error: None)

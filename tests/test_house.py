@@ -86,7 +86,7 @@ BELOW = {
     "swap": {"kan_layer", "common"},
     "model": {"kan_layer", "swap", "attention", "feed_forward", "embeddings", "backends", "splines", "common"},
     "training": {"model", "swap", "kan_layer", "backends", "corpus", "splines", "pictures", "common"},
-    "webpage": {"training", "model", "corpus", "splines", "pictures", "common"},
+    "webpage": {"training", "model", "kan_layer", "corpus", "splines", "pictures", "common"},
 }
 
 

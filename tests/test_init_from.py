@@ -1,5 +1,6 @@
 """--init-from: GPT-2 as transformers computes it, with splines for linear layers, then fine-tuned; and our own MLPs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ def test_no_hub_is_asked_for_what_is_none_of_its_names(
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     result = call(train.main, *tuning(dataset, tmp_path / "run", name))
-    assert_one_sentence(result, f"--init_from {name}")
+    assert_one_sentence(result, f"--init_from {os.path.expanduser(name)}")
     assert not asked and not (tmp_path / "run").exists()
 
 

@@ -83,6 +83,16 @@ def test_a_page_keeps_to_its_budget_and_the_first_and_last_steps(
     assert pack_layer(SplineRecords(run).read(800)[0].block(*places), expected) == where and bytes(expected) == newest
 
 
+def test_a_step_that_the_model_shares_is_kept_whole(tmp_path: Path) -> None:
+    """Rather all features at few steps than few features at many."""
+    steps = range(0, 900, 100)
+    run = make_run(tmp_path / "run", {step: [random_layer(40, 60, 5, seed=step)] for step in steps})
+    packed = pack(SplineRecords(run), read_run(run).tokenizer, 200_000, whole=True)
+    assert packed is not None and sum(map(len, packed.blocks.values())) <= 200_000
+    assert [step["step"] for step in packed.metadata["steps"]][-1] == 800 and len(packed.metadata["steps"]) < 6
+    assert len(packed.metadata["layers"][0]["inputs"]) == 40 and len(packed.metadata["layers"][0]["outputs"]) == 60
+
+
 def test_steps_are_spread_evenly() -> None:
     assert spread_with_last(9, 9) == list(range(9))
     assert spread_with_last(9, 3) == [0, 4, 8]

@@ -167,7 +167,7 @@ def test_the_map_is_walked_by_arrow_keys_and_speaks(page: Browser) -> None:
 def test_every_control_is_reached_by_tab_and_shows_that_it_is(page: Browser) -> None:
     page.run("document.body.focus(); scrollTo(0, 0)")
     seen: list[str] = []
-    for _ in range(60):
+    for _ in range(120):
         page.press("tab")
         name, ring = page.run(
             """const e = document.activeElement, at = e.matches('.segments input') ? e.nextElementSibling : e;
