@@ -1,4 +1,4 @@
-"""Put a sharded checkpoint into one file: `python convert.py OUT_DIR`, for whatever reads one, like other machines."""
+"""Put a sharded checkpoint into one file, which is easier to copy and to read: `python convert.py OUT_DIR`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import tyro
 
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
-from training.checkpoint import FORMAT, find_checkpoint, read_state
-from training.sealed_file import write_sealed
+from training.checkpoint import find_checkpoint, read_state
+from training.sealed_file import FORMAT, write_sealed
 
 USAGE = "python convert.py OUT_DIR [--key value …]"
 
@@ -25,7 +25,7 @@ class Options:
     step: str = "latest"
     """Which checkpoint: best, latest or a step."""
     output: Path | None = None
-    """The file to write; by default step_NNNNNN.pt beside the folder, which then stands for it."""
+    """The file to write; by default step_NNNNNN.pt beside the folder, which sample.py and others then read instead."""
 
 
 @exit_on_user_error

@@ -1,4 +1,4 @@
-"""Draw splines: all pictures of a checkpoint again, one layer, one function, or a film over the checkpoints."""
+"""Draw splines: all pictures of a checkpoint, a layer, a single function, or a film over the recorded steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from splines.choice import ALL, chosen_splines, layers_to_draw, parse_features
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from splines.views import view_splines
-from training.run_splines import run_directory, splines_at
+from training.recorded_splines import run_directory, splines_at
 
 USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
 FORMATS = (".png", ".pdf", ".svg")
@@ -32,21 +32,21 @@ BASIS = "basis"
 @dataclass(frozen=True)
 class Options:
     out_dir: tyro.conf.Positional[Path]
-    """The run's directory, or one of its checkpoint files; the word basis draws the figure of the docs."""
+    """The run's directory, or one of its checkpoint files; the word basis draws the figure in docs/splines.md."""
     layer: int | None = None
     """Draw only this spline layer, counted from 0; without it all layers and the overview."""
     inputs: str = ""
     """Only these input features of the layer, as in 3 or 3,17."""
     outputs: str = ""
-    """Only these output features; one input and one output are drawn large."""
+    """Only these output features. With one input and one output, the function is drawn large."""
     step: str = "latest"
-    """Which checkpoint: latest, best or a step (any that was recorded)."""
+    """Which checkpoint: latest, best, or a step (of a checkpoint or a record)."""
     count: int = SHEET_SPLINES
-    """Splines on a sheet or in a film, the most curved ones."""
+    """Number of splines on a sheet or in a film; the most curved ones are shown."""
     everything: bool = False
-    """Draw every spline of the layer (of each layer, without --layer) on one sheet."""
+    """Draw every spline of the layer on one sheet; without --layer, a sheet for each layer."""
     film: bool = False
-    """Write an animated picture of how the splines formed, over all recorded steps."""
+    """Write an animation of how the splines formed, over all recorded steps."""
     style: Literal["light", "dark", "print"] = "light"
     """Colours: for a light or a dark page, or black ink alone."""
     output: Path | None = None
@@ -73,14 +73,14 @@ def main() -> None:
     except OSError as error:
         where = options.output or options.out_dir
         raise UserError(f"{where} cannot be written ({error.strerror or error}); choose another --output") from error
-    except ValueError as error:  # features that are not there
+    except ValueError as error:  # features that do not exist
         raise UserError(str(error)) from error
     for path in paths:
         print(path)
 
 
 def draw(options: Options) -> list[Path]:
-    """Draw what the options ask for; the files written."""
+    """Draw what the options ask for, and return the files written."""
     if str(options.out_dir) == BASIS and not options.out_dir.exists():
         path = options.output or Path("basis.png")
         save_picture(draw_basis(chosen_style(options.style)), path)
@@ -96,7 +96,7 @@ def draw(options: Options) -> list[Path]:
 
 
 def draw_layer(options: Options, step: int, run: Path, snapshot: Snapshot) -> Path:
-    """One sheet of a layer, on the run's axes where they are wider than it needs."""
+    """Draw a sheet of a layer. Its axes are those of the run's other pictures if they are wide enough."""
     inputs, outputs = parse_features(options.inputs, "inputs"), parse_features(options.outputs, "outputs")
     heading = f"{capitalized(snapshot.name)}, step {step:,} · "
     limit = SplinePictures(run).axes().spline_limit
@@ -111,7 +111,7 @@ def draw_layer(options: Options, step: int, run: Path, snapshot: Snapshot) -> Pa
 
 
 def draw_film(options: Options) -> Path:
-    """Write a film of the named splines, or of those that are most curved at the last step (per layer)."""
+    """Write the film of the named splines, or of those that are most curved at the end (of one layer, or of all)."""
     records = SplineRecords(run_directory(options.out_dir))
     steps = records.steps()
     if len(steps) < 2:

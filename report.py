@@ -1,4 +1,4 @@
-"""The report of a run, or of several side by side: `python report.py OUT_DIR [OUT_DIR …]` writes report.html."""
+"""Write report.html about a run, or about several side by side: `python report.py OUT_DIR [OUT_DIR …]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.files import write_atomically
 from splines.records import SplineRecords
 from splines.views import SplineView, most_curved
 from training.checkpoint import load_checkpoint
-from training.run_splines import splines_at
+from training.recorded_splines import splines_at
 from webpage.build import STRIP_SPLINES, build_page
 from webpage.packing import BUDGET, pack
 from webpage.run_data import RunData, read_run, read_runs
@@ -26,18 +26,18 @@ from webpage.weights import PackedModel, pack_model, why_not
 
 USAGE = "python report.py OUT_DIR [OUT_DIR …] [--live] [--output FILE]"
 REPORT_FILE = "report.html"
-LOOK_EVERY_S = 5.0
-LATER = "The model itself comes with the page that is written when training ends: then it runs here."
+SECONDS_BETWEEN_CHECKS = 5.0
+LATER = "The page that is written when training ends holds the model itself, which then runs here."
 
 
 @dataclass(frozen=True)
 class Options:
     out_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of runs; the first one's splines and samples are shown, all curves and options are compared."""
+    """Directories of runs. Curves and options of all are compared; splines and samples are those of the first."""
     output: Path | None = None
     """Where to write the page; by default report.html in the first directory."""
     live: bool = False
-    """Go on writing it whenever the run has logged something new; stop with Ctrl-C."""
+    """Write the page again whenever a run has logged something new, until Ctrl-C."""
 
 
 @exit_on_user_error
@@ -47,19 +47,19 @@ def main() -> None:
     print(write_report(options.out_dirs, options.output, options.live), flush=True)
     seen = newest(options.out_dirs)
     while options.live:
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(SECONDS_BETWEEN_CHECKS)
         if newest(options.out_dirs) != seen:
             seen = newest(options.out_dirs)
             write_report(options.out_dirs, options.output, live=True)
 
 
 def write_report(out_dirs: Sequence[Path], output: Path | None = None, live: bool = False) -> Path:
-    """Write the page about the runs in `out_dirs`; its path. `live`: an open page loads itself again now and then.
+    """Write the page about the runs in `out_dirs`, and return its path. `live`: an open page reloads itself regularly.
 
-    UserError for a directory that holds no run or is damaged; OSError if the page cannot be written.
+    UserError for a directory that holds no run or a damaged one; OSError if the page cannot be written.
     """
     runs = read_runs(out_dirs)
-    # Splines are shown of one run: the first that has any.
+    # Splines of one run are shown: of the first that has any.
     runs.sort(key=lambda run: not SplineRecords(run.directory).steps())
     records = SplineRecords(runs[0].directory)
     model = LATER if live else live_model(runs[0], records)
@@ -74,7 +74,7 @@ def write_report(out_dirs: Sequence[Path], output: Path | None = None, live: boo
 
 
 def live_model(run: RunData, records: SplineRecords) -> PackedModel | str:
-    """The newest model of `run`, to run in the page; or a sentence on why there is none."""
+    """Pack the newest model of `run`, to run in the page. Returns a sentence instead if that is not possible."""
     tokenizer = run.facts.get("tokenizer")
     name = tokenizer.get("name", "char") if isinstance(tokenizer, dict) else "char"
     reason = why_not(name, run.config.ffn)  # before a checkpoint is read, which may be large
@@ -89,7 +89,7 @@ def live_model(run: RunData, records: SplineRecords) -> PackedModel | str:
 
 
 def strip_splines(records: SplineRecords) -> list[SplineView]:
-    """A few of the most curved splines of the newest step, from all layers."""
+    """Choose a few of the most curved splines of the newest step, from all layers."""
     steps = records.steps()
     if not steps:
         return []
@@ -99,7 +99,7 @@ def strip_splines(records: SplineRecords) -> list[SplineView]:
 
 
 def record_if_missing(out_dirs: Sequence[Path]) -> None:
-    """For runs that were trained with --splines False: record the splines of the newest checkpoint now."""
+    """Record the splines of the newest checkpoint of runs that were trained with --splines False."""
     for directory in out_dirs:
         if read_run(directory).config.has_splines and not SplineRecords(directory).steps():
             try:
@@ -109,7 +109,7 @@ def record_if_missing(out_dirs: Sequence[Path]) -> None:
 
 
 def newest(out_dirs: Sequence[Path]) -> list[float]:
-    """When each run last logged something; 0 if never."""
+    """The time when each run last logged something; 0 if never."""
     files = [Path(directory) / "metrics.jsonl" for directory in out_dirs]
     return [file.stat().st_mtime if file.exists() else 0.0 for file in files]
 

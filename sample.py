@@ -20,7 +20,7 @@ from corpus.tokenizer import Tokenizer
 from model import GPT
 from training.checkpoint import load_checkpoint
 
-SEED, TEMPERATURE = 1337, 0.8  # of the samples that training writes
+SEED, TEMPERATURE = 1337, 0.8  # for the samples that training writes
 USAGE = "python sample.py OUT_DIR [--prompt TEXT] [--key value …]"
 
 
@@ -29,17 +29,17 @@ class Options:
     out_dir: tyro.conf.Positional[Path]
     """The run's directory, or one of its checkpoint files."""
     prompt: str | None = None
-    """Text to go on from; by default the beginning of a line."""
+    """Text to continue; by default the model begins a new line."""
     max_new_tokens: int = 500
-    """Tokens to write per sample."""
+    """Tokens per sample."""
     temperature: float = 0.8
-    """Below 1 more predictable, above 1 more surprising; 0 always takes the likeliest token."""
+    """Below 1 the text is more predictable, above 1 more surprising. 0 always takes the most likely token."""
     top_k: int = 0
-    """Choose among the k likeliest tokens only; 0 for all."""
+    """Draw from the k most likely tokens only; 0: from all."""
     top_p: float = 1.0
-    """Choose among the fewest tokens whose probabilities add up to p; 1 for all."""
+    """Draw from the fewest tokens whose probabilities add up to at least p; 1: from all."""
     num_samples: int = 1
-    """How many samples to write."""
+    """Number of samples."""
     seed: int = 1337
     """The same seed gives the same samples."""
     step: str = "best"
@@ -89,7 +89,7 @@ def main() -> None:
 
 def move(model: GPT, device: str) -> GPT:
     try:
-        torch.empty(1, device=device).cpu()  # a device that holds no numbers, like meta, fails here
+        torch.empty(1, device=device).cpu()  # a device without memory, like meta, fails here
         return model.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use --device cpu") from error
@@ -102,7 +102,7 @@ def encode_prompt(prompt: str | None, tokenizer: Tokenizer) -> list[int]:
         return tokenizer.encode(prompt)
     try:
         return tokenizer.encode("\n")
-    except UserError:  # a vocabulary without line ends
+    except UserError:  # the vocabulary has no line end
         return [0]
 
 
@@ -117,9 +117,9 @@ def generate(
     generator: torch.Generator,
     vocab_size: int | None = None,
 ) -> Iterator[int]:
-    """Tokens one by one, all below `vocab_size`: the model's own may be larger, padded with rows that mean nothing.
+    """Yield tokens one by one, all below `vocab_size`: the model's vocabulary may be padded with unused rows.
 
-    The model sees at most its block_size: when that is full, it goes on from the newer half.
+    The model sees at most block_size tokens. When they are full, it goes on with the newer half of them.
     """
     device = model.token_embedding.weight.device
     block_size = model.config.block_size
@@ -130,7 +130,7 @@ def generate(
             context = context[-max(1, block_size // 2) :]
             cache, unseen = model.new_cache(), context
         logits, _ = model(torch.tensor([unseen], device=device), cache=cache)  # (1, T, vocab_size)
-        # Drawn on the CPU, so that a seed means the same text on every device.
+        # Drawn on the CPU, so that a seed gives the same text on every device.
         token = choose(logits[0, -1, :vocab_size].float().cpu(), temperature, top_k, top_p, generator)
         context.append(token)
         unseen = [token]
@@ -141,13 +141,13 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generat
     """Draw a token from logits (vocab_size,)."""
     if temperature == 0:
         return int(logits.argmax())
-    logits = (logits - logits.max()).double() / temperature  # so that no temperature overflows
+    logits = (logits - logits.max()).double() / temperature  # the maximum is 0, so that no temperature overflows
     probabilities = filter_top_p(filter_top_k(logits, top_k).softmax(dim=-1), top_p)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 def filter_top_k(logits: Tensor, k: int) -> Tensor:
-    """All but the k largest set to -inf; k = 0 keeps all."""
+    """Set all but the k largest logits to -inf; k = 0 keeps all."""
     if k == 0 or k >= logits.numel():
         return logits
     kept = logits.topk(k)
@@ -155,16 +155,16 @@ def filter_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def filter_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """The fewest, largest probabilities that add up to at least p, the others set to 0 (Holtzman et al. 2019)."""
+    """Keep the fewest, largest probabilities that add up to at least p; the others are 0 (Holtzman et al. 2019)."""
     if p >= 1:
         return probabilities
     ordered, indices = probabilities.sort(descending=True)
-    before = ordered.cumsum(0) - ordered  # what the likelier tokens have together
+    before = ordered.cumsum(0) - ordered  # the sum over all more likely tokens
     return torch.zeros_like(probabilities).scatter(0, indices, ordered.where(before < p, 0.0))
 
 
 def write_sample(model: GPT, dataset: Dataset, directory: Path, step: int, length: int) -> None:
-    """A sample with a fixed seed, so that the samples of a run show how it learns: samples/step_NNNNNN.txt."""
+    """Write samples/step_NNNNNN.txt. The seed is fixed, so that the samples of a run show how it learns."""
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(SEED)

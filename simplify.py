@@ -1,6 +1,6 @@
-"""Straighten what is nearly straight: `python simplify.py OUT_DIR --tolerance 0.2` writes a run with fewer curves.
+"""Straighten nearly straight splines: `python simplify.py OUT_DIR --tolerance 0.2` writes a run with fewer curves.
 
-With --fit N it instead prints formulas for the N most curved splines, or for those that are named.
+With --fit N it prints formulas for the N most curved splines instead, or for the ones that options name.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from splines.choice import ALL, chosen_splines, layers_to_draw, parse_features
 from splines.formulas import best_fit
 from splines.views import view_splines
 from training.activations import layer_inputs
-from training.checkpoint import LoadedCheckpoint, load_checkpoint, read_state, save_checkpoint
+from training.checkpoint import LoadedCheckpoint, load_checkpoint, read_state
+from training.checkpoint_files import save_checkpoint
 from training.config import save
 from training.device import choose_device
 from training.evaluation import evaluate
+from training.recorded_splines import run_directory, splines_at, validation_batches
 from training.run import CONFIG_FILE
-from training.run_splines import run_directory, splines_at, validation_batches
 
 USAGE = "python simplify.py OUT_DIR [--tolerance T] [--fit N] [--key value …]"
 
@@ -44,19 +45,19 @@ class Options:
     out_dir: tyro.conf.Positional[Path]
     """The run's directory, or one of its checkpoint files."""
     tolerance: float = 0.2
-    """How much a spline may change, as a part of a typical one into the same output (root mean square over tokens)."""
+    """Largest change of a spline, relative to a typical one of the same output (root mean square over tokens)."""
     step: str = "latest"
     """Which checkpoint: latest, best or a step."""
     output: Path | None = None
-    """Directory of the simplified run; by default OUT_DIR-simplified."""
+    """The directory for the simplified run; by default OUT_DIR-simplified."""
     fit: int = 0
-    """Print formulas with their R² for this many of the most curved splines, and write nothing."""
+    """Print formulas and their R² for this many of the most curved splines, and write nothing."""
     layer: int | None = None
-    """With --fit: only this layer."""
+    """Fit only this layer."""
     inputs: str = ""
-    """With --fit and --layer: only these input features, as in 3 or 3,17."""
+    """Fit only these input features of the layer, as in 3 or 3,17."""
     outputs: str = ""
-    """With --fit and --layer: only these output features."""
+    """Fit only these output features of the layer."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < float("inf"):
@@ -69,17 +70,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Shares:
-    """What became of a layer's splines."""
+    """The numbers of splines of a layer that stayed curved, were straightened, or were removed."""
 
     curved: int
     straight: int
     removed: int
     points: int
-    """Control points of a spline."""
+    """Control points per spline."""
 
     @property
     def numbers(self) -> int:
-        """What is left to store: all control points of a curve, the slope of a line."""
+        """The count of numbers to store: all control points of a curve, the slope of a line."""
         return self.curved * self.points + self.straight
 
     @property
@@ -87,7 +88,7 @@ class Shares:
         return self.curved + self.straight + self.removed
 
 
-@output_may_fail()  # minutes of work are not to be lost with their reader
+@output_may_fail()  # minutes of work must not be lost because a line cannot be printed
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])
@@ -114,7 +115,7 @@ def check_output(output: Path) -> None:
 
 
 def simplified(checkpoint: LoadedCheckpoint, tolerance: float) -> tuple[GPT, list[Shares]]:
-    """A copy of the model with simpler splines, and what became of them. All layers are judged by the original."""
+    """A copy of the model with simpler splines, and their numbers. The original's activations judge all layers."""
     model = copy.deepcopy(checkpoint.model)
     if not model.spline_layers():
         raise UserError(
@@ -155,7 +156,7 @@ def describe(shares: Sequence[Shares]) -> None:
 
 
 def losses(checkpoint: LoadedCheckpoint, models: Sequence[GPT]) -> list[float]:
-    """The validation loss of each model, measured as the run measured its own."""
+    """The validation loss of each model, measured as during the run."""
     config = replace(checkpoint.config, device="cpu", dtype="float32", compile=False)
     stream = Dataset.open(ensure_prepared(config.dataset), verify=False).tokens("val")
     device = choose_device(config)
@@ -163,7 +164,7 @@ def losses(checkpoint: LoadedCheckpoint, models: Sequence[GPT]) -> list[float]:
 
 
 def write_run(checkpoint: LoadedCheckpoint, model: GPT, output: Path) -> None:
-    """A run directory that holds the simplified model as its one checkpoint; the optimizer's state comes along."""
+    """Write a run directory with the simplified model as its only checkpoint. It keeps the optimizer's state."""
     state = {**read_state(checkpoint.path), "model": model.state_dict()}
     output.mkdir(parents=True, exist_ok=True)
     save_checkpoint(output, state, is_best=True, keep=1)
@@ -176,7 +177,7 @@ def write_run(checkpoint: LoadedCheckpoint, model: GPT, output: Path) -> None:
 
 
 def print_fits(options: Options) -> None:
-    """A table of splines, the formulas that come closest, and how close."""
+    """Print a table of splines, the formulas that fit them best, and how well."""
     step, _, snapshots = splines_at(options.out_dir, options.step)
     print(f"step {step}; R² is the part of a spline's variation, over the activations, that its formula explains")
     print("layer  input → output     R²   formula")

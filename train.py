@@ -16,29 +16,27 @@ import torch
 from common.command_line import command
 from common.errors import UserError, end_at_once, exit_on_user_error
 from common.output import output_may_fail
-from corpus.batches import BatchSampler, evaluation_batches
+from corpus.batches import BatchSampler
 from corpus.dataset import Dataset
 from corpus.token_file import DataChanged
 from model import GPT
 from report import REPORT_FILE, write_report
 from sample import write_sample
-from training.compiling import CompileFailed, check_together, do_without, noticing_failures
+from training.compiling import CompileFailed, check_together, detecting_failures, do_without
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, detecting_lost_processes, join_world, share_of_step
-from training.evaluation import evaluate
+from training.evaluation import check_evaluation, evaluate
 from training.interrupt import StopRequest, must_stop
 from training.neighbours import Neighbours
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel
 from training.progress import Progress, Stopwatch, duration, progress_line
-from training.randomness import seed_step
 from training.run import Run, open_run
 from training.run_facts import opening_lines, write_facts
 from training.run_writer import RunWriter
-from training.schedule import learning_rate
+from training.schedule import learning_rate, seed_step
 from training.setup import build_model, open_together
-from training.spline_training import SplineTraining
-from training.spline_watch import SplineWatch
+from training.spline_recorder import SplineRecorder
 from training.tracker import Tracker
 
 
@@ -64,44 +62,54 @@ def main() -> None:
 
 
 class Trainer:
-    """One run, from its first (or resumed) step to its last; on each of its processes."""
+    """Trains one run, from its first (or resumed) step to its last. Each process of the run has one."""
 
     def __init__(self, run: Run, dataset: Dataset, device: Device, world: World = ALONE) -> None:
+        """Set up everything that a step needs, then make the run's directory and write its first files."""
         self.run, self.config, self.dataset, self.device, self.world = run, run.config, dataset, device, world
-        config = run.config
-        torch.manual_seed(config.seed)
+        self.progress = Progress()
+        self._set_up_model_and_batches()
+        self.optimizer = make_optimizer(self.model, self.config)
+        self.scaler = device.grad_scaler()
+        with world.together():  # a checkpoint is loaded after sharding, and into the optimizer's state
+            elapsed_s, wandb_id = self._restore_checkpoint() if run.state else (0.0, None)
+        self._run_throwaway_pass()  # at the step that follows, so after the progress is restored
+        self._set_up_records(elapsed_s, wandb_id)
+
+    def _set_up_model_and_batches(self) -> None:
+        run, config, world = self.run, self.config, self.world
+        torch.manual_seed(config.seed)  # for the model's initial weights
         sequences = config.batch_size * config.gradient_accumulation_steps
         with world.together():
             share, self.pass_size = share_of_step(sequences, config.batch_size, world.size)
-            self.model = build_model(run, dataset, device, world)
-            train_stream, self.val_stream = dataset.tokens("train"), dataset.tokens("val")
+            self.model, self.splines = build_model(run, self.dataset, self.device, world)
+            train_stream, self.val_stream = self.dataset.tokens("train"), self.dataset.tokens("val")
             self.batches = BatchSampler(train_stream, config.block_size, sequences, config.seed, world.rank, world.size)
-            evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # enough?
+            check_evaluation(self.val_stream, config)
         self.passes = share // self.pass_size
-        self.parallel = ParallelModel(self.model, device, world, config.fsdp)
-        self.compiling = device.compile  # in the first step, which is not timed
-        self.splines = SplineTraining(self.model, config)
-        self.optimizer = make_optimizer(self.model, config)
-        self.scaler = device.grad_scaler()
-        self.progress = Progress()
-        with world.together():
-            elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
-        self._run_throwaway_pass()
-        self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
-        self.neighbours = Neighbours(torch.get_num_threads(), silent=device.device.type != "cpu")
+        self.parallel = ParallelModel(self.model, self.device, world, config.fsdp)
+        self.compiling = self.device.compile  # whether the next step compiles, and so is not timed
+
+    def _set_up_records(self, elapsed_s: float, wandb_id: str | None) -> None:
+        """Begin to measure and to write. `elapsed_s` and `wandb_id` are those of the run before it was resumed."""
+        run, config, is_main = self.run, self.config, self.world.is_main
+        tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
+        self.stopwatch = Stopwatch(tokens_per_step, elapsed_s)
+        self.neighbours = Neighbours(torch.get_num_threads(), silent=self.device.device.type != "cpu")
         self.writer = RunWriter(run, self.parallel, self.optimizer)
-        self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
-        self.watch = SplineWatch(run.directory, config, self.val_stream, self.tracker)
+        self.tracker = Tracker(config, run.directory, wandb_id, silent=not is_main)
+        self.spline_recorder = SplineRecorder(run.directory, config, self.val_stream, self.tracker)
         self._write_facts()
         with self.writer.writing():
-            if world.is_main:
-                self.watch.records.forget_after(self.progress.step)
+            if is_main:
+                self.spline_recorder.records.forget_after(self.progress.step)
 
     def _run_throwaway_pass(self) -> None:
         self.parallel.run_throwaway_pass(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
 
-    def _restore(self, run: Run) -> tuple[float, str | None]:
-        state = run.state
+    def _restore_checkpoint(self) -> tuple[float, str | None]:
+        """Go on from the run's checkpoint. Returns the run's seconds up to then, and its id at W&B."""
+        run, state = self.run, self.run.state
         assert state is not None and run.checkpoint is not None
         if state["data_fingerprint"] != self.dataset.fingerprint:
             raise UserError(
@@ -120,11 +128,12 @@ class Trainer:
         return state["elapsed_s"], state["wandb_id"]
 
     def describe(self) -> None:
+        """Print the first lines of a run: its directory, data, model and device."""
         for line in opening_lines(self.run, self.model, self.dataset, f"{self.device}{self.parallel}"):
             print(line, flush=True)
 
     def train(self, stop: StopRequest) -> None:
-        """All steps that are left, with evaluations and checkpoints between; returns early when asked to stop."""
+        """Take the steps that are left, with evaluations and checkpoints. Returns early if asked to stop."""
         config, progress = self.config, self.progress
         if progress.step == 0:
             with self.stopwatch.pause():
@@ -142,7 +151,7 @@ class Trainer:
                     self._save_checkpoint(is_best=False)
                 self.writer.wait()
                 if self.world.is_main and not stop:
-                    self.watch.finish(progress.step)
+                    self.spline_recorder.finish(progress.step)
         except (LostProcess, DataChanged) as error:
             kept, again = self.writer.kept(), self.writer.resume_command()
             raise type(error)(f"{error}; {kept}: go on with {again}") from error
@@ -154,13 +163,16 @@ class Trainer:
         return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters
 
     def _attempt(self, stop: StopRequest) -> bool:
-        """One step, uncompiled from here on if compiling fails. False if none was taken, since training is to stop."""
+        """Take one step. If compiling it fails, take this and all later steps uncompiled.
+
+        Returns False if no step was taken because training is to stop.
+        """
         try:
             self.step()
         except CompileFailed as failure:
             if self.world.size > 1:
                 raise
-            if stop:  # Ctrl-C ends the compilers too, and the uninterrupted run would have compiled this step
+            if stop:  # Ctrl-C ended the compilers; the resumed run will compile this step
                 return False
             self.device, self.compiling = do_without(self.device, failure.reason), False
             self.parallel.use(self.device)
@@ -183,7 +195,7 @@ class Trainer:
         x, y = self.batches.batch(progress.step)
         loss = torch.zeros((), device=self.device.device)
         parts = zip(x.split(self.pass_size), y.split(self.pass_size), strict=True)
-        with noticing_failures(self.compiling, self.optimizer):
+        with detecting_failures(self.compiling, self.optimizer):
             for number, (x_part, y_part) in enumerate(parts, start=1):
                 with self.parallel.accumulating(last=number == self.passes):
                     part = self.parallel.loss(x_part, y_part) / self.passes
@@ -201,7 +213,7 @@ class Trainer:
         if self.splines.refine(progress.step, self.optimizer):
             self.parallel.wrap()
             self._run_throwaway_pass()
-            untimed, self.compiling = True, self.device.compile  # once more, for the new shapes
+            untimed, self.compiling = True, self.device.compile  # again, for the new shapes
         if untimed:
             self.stopwatch.restart()
             self.neighbours.forget()
@@ -209,9 +221,9 @@ class Trainer:
             self.neighbours.notice(self.stopwatch.step())
 
     def _is_usable(self) -> bool:
-        """Whether loss and gradients are finite. If not, stop before they spoil the parameters, or skip the step.
+        """Whether loss and gradients are finite. If not, the step is skipped, or UserError ends the run.
 
-        (The float16 scaler skips bad gradients itself.)
+        Either way they do not reach the parameters. With float16 the scaler itself skips gradients that are not finite.
         """
         progress, config = self.progress, self.config
         bad_norm = not math.isfinite(progress.grad_norm) and not self.scaler.is_enabled()
@@ -233,7 +245,10 @@ class Trainer:
         return f"try a lower --learning_rate (now {self.config.learning_rate:g}) or more --warmup_iters"
 
     def _evaluate(self) -> None:
-        """All that happens at an evaluation. None of its time counts as that of training steps."""
+        """Record the splines, evaluate, log, save a checkpoint, write a sample and a report.
+
+        The time that this takes does not count as that of training steps.
+        """
         progress, step = self.progress, self.progress.step
         self._lap()
         with self.stopwatch.pause():
@@ -250,7 +265,7 @@ class Trainer:
         self.stopwatch.lap()
 
     def _log(self, statistics: list[dict[str, Any]] | None = None, evaluated: bool = False) -> None:
-        """A progress line, a line of metrics and W&B. `statistics`: those of the splines, at an evaluation."""
+        """Print a progress line, and log to metrics.jsonl and W&B. `statistics`: of the splines, at an evaluation."""
         config, progress, stopwatch = self.config, self.progress, self.stopwatch
         if not evaluated:
             self._lap()
@@ -273,12 +288,12 @@ class Trainer:
         self.tracker.log(record, progress.step)
 
     def _mfu(self) -> float | None:
-        """Share of the GPU's peak that the model's arithmetic reaches, where that peak is known."""
+        """Model FLOPs utilization: the share of the GPU's peak that the model's arithmetic reaches; None if unknown."""
         peak = self.device.peak_flops()
         return self.model.flops_per_token() * self.stopwatch.tokens_per_second / peak if peak else None
 
     def _save_checkpoint(self, is_best: bool) -> None:
-        """Copy all that the run needs to go on as if it had not stopped; a thread writes it."""
+        """Copy everything that a resumed run needs to go on as if it had not stopped, and let a thread write it."""
         progress, config = self.progress, self.config
         if self.world.max(not self.parallel.is_finite()):
             raise UserError(
@@ -300,9 +315,11 @@ class Trainer:
         progress.saved_step = progress.step
 
     def _record_splines(self) -> list[dict[str, Any]] | None:
-        """Record the splines; on the main process the numbers that sum them up, a dict for each layer."""
-        model = self.parallel.whole() if self.config.splines else None
-        return self.watch.record(model, self.progress.step) if self.world.is_main and model is not None else None
+        """Record the splines. On the main process, returns statistics of them, a dict for each layer."""
+        model = self.parallel.whole() if self.config.splines else None  # which every process must call
+        if model is None or not self.world.is_main:
+            return None
+        return self.spline_recorder.record(model, self.progress.step)
 
     def _write_sample(self, model: GPT) -> None:
         if self.config.sample_tokens:
@@ -313,19 +330,20 @@ class Trainer:
             write_report([self.run.directory], live=self.progress.step < self.config.max_iters)
 
     def report(self, stop: StopRequest) -> None:
-        """Write report.html, unless the run was stopped; `python report.py` does it any time."""
+        """Write report.html, unless the run was stopped. `python report.py` can write it later."""
         if self.config.report != "off" and self.world.is_main and not stop:
             self._try_to_show("report", lambda: write_report([self.run.directory]), "the run is complete")
 
     @staticmethod
     def _try_to_show(name: str, write: Callable[[], object], consequence: str = "training goes on") -> None:
-        """Samples and reports are for looking at: their failure is told, and does not stop the run."""
+        """Call `write`, and print its failure: a sample or report that cannot be written must not stop the run."""
         try:
             write()
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {error}; {consequence}", flush=True)
 
     def tell_what_next(self, stop: StopRequest) -> None:
+        """Print how the run ended, and the commands to continue it or to look at it."""
         directory, progress = self.run.directory, self.progress
         if stop:
             print(f"stopped by {stop.signal_name} at step {progress.step}, which is saved; go on with")
@@ -334,7 +352,7 @@ class Trainer:
         print(self.writer.summary(self.stopwatch.elapsed_s))
         best = f", best validation loss {progress.best_val_loss:.4f}" if math.isfinite(progress.best_val_loss) else ""
         print(f"done: {progress.step} steps in {duration(self.stopwatch.elapsed_s)}{best}")
-        picture = self.watch.records.step_folder(progress.step) / "overview.png"
+        picture = self.spline_recorder.records.step_folder(progress.step) / "overview.png"
         if picture.is_file():
             print(f"splines: {picture}")
         print(f"sample:  {command('sample.py', str(directory))}")

@@ -33,7 +33,7 @@ from report import write_report
 from splines.records import SplineRecords
 from training.checkpoint import load_checkpoint
 from training.metrics import read_metrics
-from training.spline_watch import SplineWatch
+from training.spline_recorder import SplineRecorder
 from training.tracker import Tracker
 from webpage.run_data import read_run
 
@@ -124,10 +124,10 @@ def time_recording(options: Options) -> float:
     config = replace(checkpoint.config, wandb="disabled", splines=True)
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker(config, Path(folder), None)
-        watch = SplineWatch(Path(folder), config, dataset.tokens("val"), tracker)
-        if watch.record(checkpoint.model, 1) is None:
+        recorder = SplineRecorder(Path(folder), config, dataset.tokens("val"), tracker)
+        if recorder.record(checkpoint.model, 1) is None:
             raise UserError(f"{options.run} has no splines")
-        return median(lambda: watch.record(checkpoint.model, 1), options.repeats)
+        return median(lambda: recorder.record(checkpoint.model, 1), options.repeats)
 
 
 def time_between_evaluations(run: Path) -> float:

@@ -31,7 +31,8 @@ from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
 from corpus.tokenizer import CharTokenizer
 from corpus.writer import DatasetWriter
-from training.checkpoint import checkpoint_folder, list_steps, read_state, step_of
+from training.checkpoint import read_state
+from training.checkpoint_files import checkpoint_folder, list_steps, step_of
 
 USAGE = "python bench/soak.py [--key value …]"
 # A small run, but with everything that could go wrong when it is resumed.

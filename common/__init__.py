@@ -1,1 +1,1 @@
-"""The ground that every part stands on: errors for users, files, command lines."""
+"""Parts that all other packages use: errors for users, files and locks, command lines, CPU cores."""

@@ -1,4 +1,4 @@
-"""Command lines: a dataclass declares the options, tyro types them, and every mistake is reported in one sentence."""
+"""Command lines: a dataclass declares the options, tyro converts their values, and a mistake gets one sentence."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from common.errors import UserError
 from common.files import expand_home
 
 T = TypeVar("T")
-TYRO_CONFIG = (tyro.conf.FlagConversionOff,)  # --resume True, as nanoGPT has it
+TYRO_CONFIG = (tyro.conf.FlagConversionOff,)  # --resume True, as in nanoGPT, not --resume or --no-resume
 HELP = {"-h", "--help"}
 
 _IS_PATH = object()
 PathText = Annotated[str, _IS_PATH]
-"""The type of an option that is a path and stays text, since it may be empty or the name of something else too."""
+"""The type of an option that is a path but stays text, because it may also be empty or another name."""
 
 
 class OptionParser(Generic[T]):
-    """Reads `[POSITIONAL] [--key value …]` into a dataclass. `-` and `_` in names are alike, and so is `--key=value`.
+    """Parses `[POSITIONAL] [--key value …]` into a dataclass. Names may have `-` for `_`, and `--key=value` works too.
 
-    A path, of type Path or PathText, may begin with `~`: no shell expands `--out_dir=~/run`, or what is in a file.
-    tyro alone would report a mistake as a box of several lines; so names are checked here, and it types each value.
+    A path, of type Path or PathText, may begin with `~`, because no shell expands it in `--out_dir=~/run` or in a file.
+    tyro would report a mistake as a box of several lines. So names are checked here, and tyro converts single values.
     """
 
     def __init__(
         self, options: type[T], usage: str, positional: str | None = None, retired: Mapping[str, str] | None = None
     ) -> None:
-        """`positional`: the field that the argument without `--` fills, or all such arguments if it is a tuple.
+        """`positional`: the field for the argument without `--`; for all such arguments if it is a tuple.
 
-        `retired`: options that are gone, "name" or "name=value", and what to write instead.
+        `retired`: options that no longer exist, as "name" or "name=value", and what to write instead.
         """
         self.retired = retired or {}
         self.options = options
@@ -55,7 +55,7 @@ class OptionParser(Generic[T]):
         self.fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
 
     def parse(self, tokens: Sequence[str]) -> T:
-        """The options that `tokens` mean; later ones win. UserError for what is unknown, ill-typed or out of range."""
+        """Parse `tokens`; of repeated options the last wins. UserError if one is unknown, ill-typed or out of range."""
         if HELP & set(tokens):
             grouped = _with_groups(self.options)
             tyro.cli(grouped, args=["--help"], prog=self.usage.split()[1], description=self.usage, config=TYRO_CONFIG)
@@ -78,7 +78,7 @@ class OptionParser(Generic[T]):
         return tuple(kind(value) for value in given)
 
     def pairs(self, tokens: Sequence[str]) -> list[tuple[str, str]]:
-        """The names and texts of all options, in order."""
+        """Split `tokens` into pairs of an option's name and its text, in order."""
         pairs: list[tuple[str, str]] = []
         rest = list(tokens)
         while rest:
@@ -94,7 +94,7 @@ class OptionParser(Generic[T]):
         return [(name, expand_home(value) if name in self.paths else value) for name, value in pairs]
 
     def _following_value(self, name: str, rest: list[str], pairs: Sequence[tuple[str, str]]) -> str:
-        """The value after `--name`, taken off `rest`. A switch without one, like `--film OUT_DIR`, means True."""
+        """Remove the value of `--name` from `rest`. A switch without a value, as in `--film OUT_DIR`, means True."""
         is_switch = self.types[name] is bool
         is_there = bool(rest) and not self._is_option(rest[0])
         if is_there and is_switch and rest[0].lower() not in ("true", "false") and self._awaits_positional(pairs):
@@ -109,7 +109,7 @@ class OptionParser(Generic[T]):
         return self.positional is not None and (self.takes_several or self.positional not in dict(pairs))
 
     def known(self, name: str, value: str = "") -> str:
-        """`name` as the field is spelled; UserError with a suggestion if there is none, or not with that value."""
+        """The field of the option `name`. UserError with advice if it does not exist, or is retired with this value."""
         name = name.replace("-", "_")
         for old in (name, f"{name}={value.lower()}"):
             if old in self.retired:
@@ -136,7 +136,7 @@ class OptionParser(Generic[T]):
             raise UserError(f"{name} cannot be {value!r}; write --{name} VALUE{self._allowed(name)}") from None
 
     def _allowed(self, name: str) -> str:
-        """The values that an option takes, as a clause."""
+        """A clause that lists the values of an option, or names their type."""
         choices = [*typing.get_args(self.types[name])] or [self.types[name]]
         flat: list[Any] = []
         for choice in choices:
@@ -149,17 +149,17 @@ class OptionParser(Generic[T]):
 
 
 def is_path(hint: Any) -> bool:
-    """Whether a type hint is PathText, Path, or one of these in a tuple, a union or an annotation of tyro's."""
+    """Whether a type hint is Path or PathText, or a tuple, union or annotated type with one of them."""
     return hint is Path or _IS_PATH in getattr(hint, "__metadata__", ()) or any(map(is_path, typing.get_args(hint)))
 
 
 def option_groups(options: type) -> list[type]:
-    """The classes that a dataclass of options is put together from, in the order of their fields."""
+    """The base classes with headings of a dataclass of options, in the order of their fields."""
     return [base for base in reversed(options.__mro__) if "heading" in vars(base)]
 
 
 def names_in(group: type) -> list[str]:
-    """The options that a group itself declares."""
+    """The options that a group declares itself."""
     return [name for name in vars(group)["__annotations__"] if name != "heading"]
 
 
@@ -168,7 +168,7 @@ def heading_of(group: Any) -> str:
 
 
 def _with_groups(options: type) -> Any:
-    """The options as tyro's help is to show them: each group in a box of its own."""
+    """A dataclass for tyro's help, in which each group of options gets a box of its own."""
     groups: list[Any] = option_groups(options)
     if not groups:
         return options
@@ -178,7 +178,7 @@ def _with_groups(options: type) -> Any:
 
 
 def command(script: str, *arguments: str, processes: int = 1) -> str:
-    """A command line for the user to copy, with the interpreter that runs this, or torchrun for several processes."""
+    """A command line to copy, with the interpreter that runs this, or torchrun for several processes."""
     path, here = Path(__file__).resolve().parents[1] / script, Path.cwd()
     name = script if path.parent == here.resolve() else str(path)
     if processes > 1:

@@ -1,4 +1,4 @@
-"""The cores of this machine: how many this process may use, and how much of them all processes do use."""
+"""The CPU cores of this machine: how many this process may use, and how busy all processes keep them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path, PurePosixPath
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """How many this process may use at a time, at least 1: those that it is bound to, less where a quota allows less.
+    """Number of cores that this process may use at a time, at least 1: its affinity, or its quota if that is smaller.
 
-    A quota that ends within a core is rounded up: of one and a half, half would lie idle otherwise.
+    A fractional quota is rounded up. With a quota of 1.5, one thread would leave half a core unused.
     """
     return max(1, math.ceil(min(affine_cores(), cpu_quota(root))))
 
 
 def affine_cores() -> int:
-    """How many cores this process is bound to: all of the machine, unless someone has said otherwise (taskset)."""
+    """Number of cores that this process is bound to: all, unless it was restricted, for example by taskset."""
     return len(_affinity())
 
 
-@functools.cache  # so that figures of two times are of the same cores, whatever is done to the process between
+@functools.cache  # so that measurements at two times concern the same cores, even if the affinity changes between them
 def _affinity() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):  # not on macOS, and not on Windows
         return frozenset(os.sched_getaffinity(0))
@@ -32,15 +32,15 @@ def _affinity() -> frozenset[int]:
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """Cores' worth of time that the control groups of this process may use; infinity without a limit.
+    """CPU quota of this process's control groups, in cores; infinity without a limit.
 
-    Of nested groups the smallest counts. `root` is where the file system begins, so that tests can make one up.
+    The smallest quota of nested groups counts. `root` is the root of the file system, which tests replace.
     """
     return min((_quota_of(folder) for folder in _groups(root)), default=math.inf)
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's groups that can limit its time (version 2, and `cpu` of version 1), outward."""
+    """Folders of the control groups that can limit this process's time (version 2, and `cpu` of 1), innermost first."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
@@ -59,9 +59,9 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _mounts(lines: list[str], controllers: str) -> Iterator[tuple[PurePosixPath, PurePosixPath]]:
-    """Of the hierarchy with these controllers: the group at the top of each mount, and where it is mounted.
+    """Find the mounts of the hierarchy with these controllers. Yields the group at a mount's top, and the mount point.
 
-    The lines are those of proc(5): `31 23 0:28 /group /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu,cpuacct`.
+    Lines as in proc(5): `31 23 0:28 /group /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu,cpuacct`.
     """
     for line in lines:
         mount, _, file_system = line.partition(" - ")
@@ -73,7 +73,7 @@ def _mounts(lines: list[str], controllers: str) -> Iterator[tuple[PurePosixPath,
 
 
 def _quota_of(folder: Path) -> float:
-    """In cores; infinity for a group without a limit, or without these files."""
+    """The quota of one group in cores; infinity if it has no limit or no such files."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
@@ -86,25 +86,25 @@ def _quota_of(folder: Path) -> float:
 
 @dataclass(frozen=True)
 class Usage:
-    """Seconds on a clock, and how long cores were busy up to then: for this process, and for all on its cores."""
+    """The time, and how long cores have been busy until then: with this process, and with all processes. In seconds."""
 
     clock: float
     own: float
     all: float
-    """NaN where it cannot be told."""
+    """NaN if the system does not tell."""
 
     @staticmethod
     def now() -> Usage:
         return Usage(time.perf_counter(), time.process_time(), busy_seconds())
 
     def others_since(self, earlier: Usage) -> float:
-        """Cores that other processes used on average since then; NaN where it cannot be told."""
+        """Number of cores that other processes used on average since `earlier`; NaN if the system does not tell."""
         others = (self.all - self.own) - (earlier.all - earlier.own)
         return max(0.0, others / (self.clock - earlier.clock)) if others == others else math.nan
 
 
 def busy_seconds(root: Path = Path("/")) -> float:
-    """How long the cores that this process is bound to were busy since the machine started; NaN except on Linux."""
+    """Seconds that this process's cores have been busy since the machine started, in total; NaN except on Linux."""
     names = {f"cpu{number}" for number in _affinity()}
     try:
         lines = [line.split() for line in (root / "proc/stat").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Mistakes of the user's, and how a command ends when one is made."""
+"""Errors that are the user's to solve, and how a command ends with one."""
 
 import contextlib
 import functools
@@ -7,30 +7,30 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from common.streams import mend_streams
+from common.streams import repair_streams
 
 T = TypeVar("T")
 
 
 class UserError(Exception):
-    """A mistake of the user's: printed as one sentence, without a traceback.
+    """An error for the user to solve. It is printed as one sentence, without a traceback.
 
-    Of several processes of a run only the main one prints it, unless it is of those that are true `everywhere`.
+    If a run has several processes, only the main one prints it, unless `everywhere` is set.
     """
 
     everywhere = False
 
 
 def exit_on_user_error(main: Callable[[], T]) -> Callable[[], T]:
-    """Decorate a command's `main` so that it ends without a traceback when the user, not the code, is why.
+    """Decorate a command's `main`, so that it ends without a traceback after an error that is the user's to solve.
 
-    Exit status: 2 after a `UserError` (its sentence goes to stderr), 130 after Ctrl-C, 1 when the reader of
-    the output has gone away (`| head`). Closed streams and those of any encoding will do, as `mend_streams` has it.
+    Exit status: 2 after a `UserError`, whose sentence goes to stderr; 130 after Ctrl-C; 1 if the reader of the output
+    has ended (`| head`). `repair_streams` makes sure that the standard streams can be written to.
     """
 
     @functools.wraps(main)
     def run() -> T:
-        mend_streams()
+        repair_streams()
         try:
             return _attempt(main)
         except SystemExit as ended:
@@ -42,9 +42,9 @@ def exit_on_user_error(main: Callable[[], T]) -> Callable[[], T]:
 
 
 def end_at_once(code: int) -> None:
-    """Exit without taking anything down: threads that hang, or that wait for processes that are gone, are left behind.
+    """Exit without waiting for threads, which may hang, or wait for processes that have ended.
 
-    With connections to other processes open, the interpreter's own way may abort or wait for ever.
+    With open connections to other processes, the interpreter's normal exit may abort or wait for ever.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -55,7 +55,7 @@ def end_at_once(code: int) -> None:
 def _attempt(main: Callable[[], T]) -> T:
     try:
         result = main()
-        sys.stdout.flush()  # a closed pipe shows only at the flush; let that be here and not at shutdown
+        sys.stdout.flush()  # a closed pipe raises only at the flush, which should happen here and not at exit
         return result
     except UserError as error:
         rank = os.environ.get("RANK", "0")
@@ -63,10 +63,10 @@ def _attempt(main: Callable[[], T]) -> T:
             print("error: " if rank == "0" else f"error: process {rank}: ", error, sep="", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; give it somewhere to go.
+        # The interpreter flushes stdout once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a path or a disk that will not do
+    except OSError as error:  # a path or a disk that cannot be used
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Paths as users write them, and small files, written whole or not at all."""
+"""Paths as users write them, and files that are written atomically."""
 
 import contextlib
 import os
@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SECONDS_TO_WRITE = 3600  # no file of these takes as long
+SECONDS_TO_WRITE = 3600  # no file that is written so takes as long
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Delete what killed processes had begun to write there. Others may be writing, so that is judged by its age."""
+    """Delete temporary files of killed processes. Only old ones, as other processes may be writing now."""
     for folder in folders:
         for leftover in folder.glob(".*.tmp"):
             with contextlib.suppress(OSError):
@@ -19,15 +19,15 @@ def remove_leftovers(*folders: Path) -> None:
 
 
 def expand_home(path: str) -> str:
-    """`path` with the home directory in place of a leading ~ or ~USER, as a shell has it; as it is if there is none."""
+    """Replace a leading ~ or ~USER by the home directory, as a shell does. Other paths stay as they are."""
     try:
         return os.path.expanduser(path)
-    except ValueError:  # a zero byte or half a character, which no path has
+    except ValueError:  # a zero byte or a surrogate, which no path has
         return path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it."""
+    """Let `write` fill a temporary file beside `path`, then rename that to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

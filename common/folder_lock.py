@@ -1,7 +1,7 @@
-"""A folder in which one process at a time writes: a run while it trains, a dataset while it is prepared.
+"""A lock on a folder, so that only one process writes there: a run in training, a dataset in preparation.
 
-The lock is the process's own, and the system lets it go whatever ends the process: a file that a killed one left
-behind locks nothing. Where there are no such locks (Windows, some network file systems) nothing is locked, nor fails.
+The system releases the lock when the process ends, however it ends. The file of a killed process locks nothing. Where
+the system has no such locks (Windows, some network file systems), nothing is locked and nothing fails.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_TRIES = 0.2
 
 
 class FolderLock:
-    """The right to write in `folder`, which is made if need be. Not yet taken; as a context it is let go at the end."""
+    """A lock on `folder`, which is made if it does not exist. Acquire it; as a context it is released at the end."""
 
     def __init__(self, folder: Path, name: str = LOCK_FILE) -> None:
         self.folder = folder
         self.path = folder / name
         self.made: list[Path] = []
-        """The folders that were made for it, the innermost first."""
+        """The folders that were made for the lock, innermost first."""
         self.is_sure = False
-        """Whether others are kept out; False where the system has no locks."""
+        """Whether the lock really keeps others out; False if the system has no locks."""
         self._file: IO[str] | None = None
 
     def __enter__(self) -> FolderLock:
@@ -41,43 +41,43 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def take(self) -> bool:
-        """Whether it is ours now; if not, `holder` has it. OSError if nothing can be written there."""
+    def acquire(self) -> bool:
+        """Try to get the lock. Returns False if `holder` has it. OSError if nothing can be written there."""
         while self._file is None:
             self._make_folder()
             try:
                 file = open(self.path, "r+" if self.path.exists() else "a+", encoding="utf-8")  # noqa: SIM115
-            except FileNotFoundError:  # the one who held it has just removed it
+            except FileNotFoundError:  # the former holder has just removed it
                 continue
             if not self._lock(file):
                 file.close()
                 return False
             self._file = file
-            if not self._is_the_one_in_place():
+            if not self._is_in_place():
                 self._file = None
                 file.close()
-        with contextlib.suppress(OSError):  # a full disk: it is locked all the same
+        with contextlib.suppress(OSError):  # a full disk does not prevent locking
             self._file.truncate(0)
             self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
             self._file.flush()
         return True
 
     def wait(self, tell: Callable[[], object]) -> None:
-        """Until it is ours; `tell` is called once if that is not at once."""
-        if not self.take():
+        """Wait until the lock is ours. Calls `tell` once if it is not at once."""
+        if not self.acquire():
             tell()
-            while not self.take():
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+            while not self.acquire():
+                time.sleep(SECONDS_BETWEEN_TRIES)
 
-    def renew(self) -> bool:
-        """As `take`, where somebody may have deleted the folder."""
-        if self._file is not None and not self._is_the_one_in_place():
+    def reacquire(self) -> bool:
+        """Get the lock again if somebody has deleted the folder. Returns as `acquire` does."""
+        if self._file is not None and not self._is_in_place():
             self._file.close()
             self._file = None
-        return self.take()
+        return self.acquire()
 
     def holder(self) -> str:
-        """Who has it, in words."""
+        """The process that holds the lock, in words."""
         try:
             pid, host = self.path.read_text(encoding="utf-8").split()
             return f"process {int(pid)} on {host}"
@@ -85,13 +85,13 @@ class FolderLock:
             return "another process"
 
     def release(self) -> None:
-        """Let it go, and remove the folders that were made for it if nothing is in them."""
+        """Release the lock, and remove the folders that were made for it if they are empty."""
         if self._file is None:
             return
-        if self._is_the_one_in_place():
+        if self._is_in_place():
             with contextlib.suppress(OSError):
                 self.path.unlink()
-        with contextlib.suppress(OSError):  # of a full disk
+        with contextlib.suppress(OSError):  # for example a full disk
             self._file.close()
         self._file = None
         with contextlib.suppress(OSError):
@@ -115,8 +115,8 @@ class FolderLock:
         self.is_sure = True
         return True
 
-    def _is_the_one_in_place(self) -> bool:
-        """Whether the file that is locked is still the one by that name."""
+    def _is_in_place(self) -> bool:
+        """Whether the locked file still has its name, and was not deleted or replaced."""
         assert self._file is not None
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
@@ -125,5 +125,5 @@ class FolderLock:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether it is not there, or holds nothing but what a process that was killed early left of its lock."""
+    """Whether the folder does not exist, or holds nothing except the lock file of a killed process."""
     return not folder.exists() or (folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir()))

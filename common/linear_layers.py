@@ -1,4 +1,4 @@
-"""Linear layers of PyTorch and transformers: which modules are one, and their weight as a matrix of slopes."""
+"""Linear layers of PyTorch and transformers: how to recognize one, and its weight as a matrix of slopes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is an nn.Linear, or the Conv1D of transformers (which need not be installed)."""
+    """Whether `module` is an nn.Linear or a Conv1D of transformers (which need not be installed)."""
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
 def why_not_linear(module: nn.Module) -> str | None:
-    """Why a module that `is_linear` need not compute x Wᵀ + b with a weight of its own, or None."""
+    """Why a module for which `is_linear` holds may compute something else than x Wᵀ + b; None if it does not."""
     is_subclass = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
     if is_subclass or "forward" in vars(module):
         return "it has a forward of its own"
@@ -29,7 +29,7 @@ def why_not_linear(module: nn.Module) -> str | None:
 
 
 def linear_slopes(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer as (inputs, outputs). ValueError if it is none, or more than one."""
+    """The weight of a linear layer as (inputs, outputs). ValueError if it is not linear, or may be more than that."""
     if not is_linear(linear):
         raise ValueError(f"from_linear takes an nn.Linear or a Conv1D of transformers; got {type(linear).__name__}")
     reason = why_not_linear(linear)

@@ -1,4 +1,4 @@
-"""Output that may fail: its reader has gone, its disk is full, its terminal is closed. The work goes on without it."""
+"""Going on without output that cannot be written: its reader has ended, its disk is full, its terminal closed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
-from common.streams import mend_streams
+from common.streams import repair_streams
 
 
 class Lenient:
-    """A text stream that drops what cannot be written, and tells so once. What comes later is tried again."""
+    """A text stream that drops what cannot be written, and reports the first failure. Later writes are tried again."""
 
     def __init__(self, stream: TextIO, tell: Callable[[Exception], object]) -> None:
+        """`tell` is called with the first failure."""
         self._stream = stream
         self._tell = tell
         self._told = False
@@ -40,8 +41,8 @@ class Lenient:
                 self._told = True
                 self._tell(error)
 
-    def settle(self) -> None:
-        """Flush for the last time; where that fails the interpreter's own last flush must not fail again."""
+    def flush_at_end(self) -> None:
+        """Flush for the last time. If that fails, redirect the stream, or the flush at exit would fail too."""
         try:
             self._stream.flush()
         except OSError:
@@ -51,8 +52,8 @@ class Lenient:
 
 @contextlib.contextmanager
 def output_may_fail() -> Iterator[None]:
-    """A stretch, or by decoration a function, whose work is worth more than its lines on stdout and stderr."""
-    mend_streams()
+    """Surrounds (or decorates) work that must go on if stdout or stderr cannot be written."""
+    repair_streams()
     before = sys.stdout, sys.stderr
     lines = Lenient(sys.stdout, lambda error: print(_sentence(error), file=sys.stderr, flush=True))
     errors = Lenient(sys.stderr, lambda error: None)
@@ -60,8 +61,8 @@ def output_may_fail() -> Iterator[None]:
     try:
         yield
     finally:
-        lines.settle()
-        errors.settle()
+        lines.flush_at_end()
+        errors.flush_at_end()
         sys.stdout, sys.stderr = before
 
 

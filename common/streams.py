@@ -1,4 +1,4 @@
-"""The standard streams of a command: they can be written to, however it was started."""
+"""Makes the standard streams of a command usable, however it was started."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import io
 import os
 import sys
 
-RAISING = ("strict", "surrogateescape")  # handlers of what an encoding lacks that refuse some or all of it
+RAISING = ("strict", "surrogateescape")  # error handlers that raise for some or all characters an encoding lacks
 
 
-def mend_streams() -> None:
-    """Open the standard streams that were closed, on nothing, and write as escapes what an encoding lacks.
+def repair_streams() -> None:
+    """Open closed standard streams on the null device, and write characters that an encoding lacks as escapes.
 
-    For a closed stream (`python train.py >&-`) Python has None, whose methods are missing wherever text is written. Its
-    descriptor is free too: the next file to be opened, a checkpoint maybe, would get it, and with it what libraries and
-    compilers print.
+    For a closed stream (`python train.py >&-`) Python has None, so every print would fail. Its descriptor is free too:
+    the next file that is opened, perhaps a checkpoint, would get it, and with it what libraries print.
     """
     for descriptor in range(3):
         try:

@@ -1,4 +1,4 @@
-"""Buffers that follow from a module's arguments, such as rotary angles: in no checkpoint, never without contents."""
+"""Constant buffers, such as rotary angles: computed from a module's arguments and not stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 class Tables(nn.Module):
-    """A module of constant tables, as buffers that are not part of its state_dict.
+    """A module with constant tables, which are buffers outside its state_dict.
 
-    New memory may come without contents: `to_empty`, say, after a model was built on the meta device, and no checkpoint
-    fills them then. So they are computed again whenever the module gets new memory, in whatever dtype it then has.
+    When a module gets new memory, that may be uninitialized, for example by `to_empty` after building on the meta
+    device, and no checkpoint would fill the tables. So they are computed again, in the dtype that they then have.
     """
 
     def compute_tables(self) -> dict[str, Tensor]:
-        """All tables by name, on the CPU, whatever the default device."""
+        """Compute all tables, by name, on the CPU even if another device is the default."""
         raise NotImplementedError
 
     def register_tables(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Compute the tables and make them buffers; by default on the default device, in their own dtype."""
+        """Compute the tables and register them as buffers, by default on the default device and in their own dtype."""
         device = torch.get_default_device() if device is None else device
         for name, table in self.compute_tables().items():
             self.register_buffer(name, table.to(device, dtype), persistent=False)
@@ -33,7 +33,7 @@ class Tables(nn.Module):
         return self
 
     def _fill(self, device: torch.device | None) -> None:
-        """Compute the tables where they lie, or on `device` those that lie nowhere (on the meta device)."""
+        """Compute the tables again on the device of their buffers; on `device` if that is the meta device."""
         for name, table in self.compute_tables().items():
             buffer = self.get_buffer(name)
             where = device if buffer.is_meta else buffer.device
@@ -42,9 +42,9 @@ class Tables(nn.Module):
 
 
 def fill_tables(module: nn.Module, _: object = None) -> None:
-    """Give the tables within `module` that are on the meta device a place beside its parameters, where these have one.
+    """Move the tables in `module` from the meta device to the device of its parameters, unless these are there too.
 
-    A hook for after loading, since `load_state_dict(…, assign=True)` brings parameters to a model on the meta device.
+    A hook to call after loading, because `load_state_dict(…, assign=True)` takes only parameters off the meta device.
     """
     device = next(module.parameters()).device
     for part in module.modules():

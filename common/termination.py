@@ -1,4 +1,4 @@
-"""Signals that end a process where it stands, turned into an orderly end: what is half done is tidied up first."""
+"""Turns signals that end a process at once into exceptions, so that unfinished work is cleaned up first."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 @contextmanager
 def unwinding() -> Iterator[None]:
-    """A stretch in which SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt.
+    """A context in which SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt.
 
-    Signals that somebody else handles or ignores (nohup) stay theirs.
+    Signals that are handled otherwise, or ignored (nohup), are left alone.
     """
     usual = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():

@@ -1,10 +1,10 @@
-"""How many threads compute and how they wait, which OpenMP reads from the environment when torch loads it.
+"""Sets how many threads compute, and how they wait. Import this module before torch.
 
-So import this before torch. What the user has set stays as it is.
+OpenMP reads these settings from the environment when torch loads it. Variables that the user has set are not changed.
 
-A thread that has nothing to do spins before it sleeps, with libgomp for milliseconds. Where another process takes a
-core, the thread that the others wait for is not running, and their spinning keeps it from running: a step takes tens
-of times as long. A spin of microseconds costs nothing in quiet (docs/log.md, `python bench/busy.py`).
+An idle thread spins before it sleeps, with libgomp for milliseconds. If another process uses a core, the thread that
+the others wait for is not running, and their spinning keeps it from running: a step takes tens of times as long.
+Spinning for microseconds costs nothing on a quiet machine (docs/log.md, `python bench/busy.py`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from pathlib import Path
 
 from common.cores import affine_cores, cpu_quota, usable_cores
 
-SPIN = {"GOMP_SPINCOUNT": "2000"}  # rounds; GNU's libgomp, which PyTorch for Linux brings along; its own: 300000
+SPIN = {"GOMP_SPINCOUNT": "2000"}  # rounds, for GNU's libgomp, which PyTorch for Linux contains; its default is 300000
 if sys.platform != "darwin":  # not measured there
-    # Milliseconds; the runtime of Intel and LLVM, whose own are 200. Any but 0 made steps beside a busy process long.
+    # Milliseconds, for the runtime of Intel and LLVM; its default is 200. Any value above 0 slowed steps beside a busy
+    # process.
     SPIN["KMP_BLOCKTIME"] = "0"
 CHOOSE_SPIN = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY")
 CHOOSE_NUMBER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 BY_QUOTA = "SPLINEGPT_THREADS_BY_QUOTA"
-"""Set beside OMP_NUM_THREADS where a quota and not the user has chosen it, so that child processes know too."""
+"""Set together with OMP_NUM_THREADS if a quota, not the user, determined it, so that child processes know that."""
 
 
 def configure(environment: MutableMapping[str, str], root: Path = Path("/")) -> None:
-    """Bound the spin, and keep to the quota of a container, where OpenMP would start a thread for each core."""
+    """Limit spinning, and limit threads to a container's quota, as OpenMP would start one for each core."""
     if not any(name in environment for name in CHOOSE_SPIN):
         environment.update(SPIN)
     if usable_cores(root) < affine_cores() and not any(name in environment for name in CHOOSE_NUMBER):
@@ -35,7 +36,7 @@ def configure(environment: MutableMapping[str, str], root: Path = Path("/")) -> 
 
 
 def why_fewer(count: int, asked: int = 0) -> str:
-    """Why there are fewer threads than cores; empty if there are not. `asked`: the number that an option asked for."""
+    """Why there are fewer threads than cores; empty if there are not. `asked`: the number an option asked for, or 0."""
     cores = os.cpu_count() or 1
     if count >= cores:
         return ""

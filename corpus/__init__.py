@@ -1,1 +1,1 @@
-"""Text, tokens and batches."""
+"""From text to tokens to batches."""

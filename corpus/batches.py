@@ -1,4 +1,4 @@
-"""Batches: for training drawn by (seed, step), for evaluation always the same."""
+"""Batches: random ones for training, which depend on seed and step alone, and fixed ones for evaluation."""
 
 from collections.abc import Iterator
 
@@ -12,19 +12,18 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class BatchSampler:
-    """Random windows of a split, for training.
+    """Draws random windows of a split, for training.
 
-    A batch depends on the data, `seed` and the step alone: a resumed run sees the batches of the
-    uninterrupted one, and nothing else that draws random numbers can disturb it.
+    A batch depends on the data, `seed` and the step alone. So a resumed run sees the batches of an uninterrupted one,
+    whatever else draws random numbers.
     """
 
     def __init__(
         self, stream: TokenStream, block_size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        """`batch_size`: the sequences of a whole step, all its micro-batches and processes together; a multiple of
-        `world_size`, of which this is process `rank`.
+        """`batch_size`: sequences in a step, over all micro-batches and processes; a multiple of `world_size`.
 
-        `UserError` when no shard is longer than `block_size`.
+        `UserError` if no shard is longer than `block_size`.
         """
         _check_fits(stream, block_size)
         self.stream = stream
@@ -36,11 +35,11 @@ class BatchSampler:
         self._windows = stream.number_of_windows(block_size + 1)
 
     def batch(self, step: int) -> Batch:
-        """Inputs and targets of a step, each (batch_size / world_size, block_size) int64, the targets one token ahead.
+        """Inputs and targets of a step, each (batch_size / world_size, block_size) int64; targets are one token ahead.
 
-        Windows are drawn uniformly, with replacement. The processes' shares, by rank, are the batch of one process.
+        Windows are drawn uniformly, with replacement. The shares of all ranks, joined, are the batch of one process.
         """
-        # Philox is a function of its key, so any step's numbers come at once, without those before it.
+        # Philox is a function of its key, so the numbers of any step come without drawing those of earlier steps.
         key = np.array([self.seed % (1 << 64), step], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
         starts = generator.integers(0, self._windows, size=self.batch_size)
@@ -50,12 +49,12 @@ class BatchSampler:
 def evaluation_batches(stream: TokenStream, block_size: int, batch_size: int, eval_iters: int) -> Iterator[Batch]:
     """Inputs and targets, (batch, length) int64, the same at every call.
 
-    eval_iters = 0: the whole split in consecutive windows, each token predicted exactly once (but the first
-    of each shard, which nothing precedes). Batches differ in size: the last of a shard has fewer rows, and
-    the rest of a shard comes as one row shorter than `block_size`. So weight each batch by its `numel()`.
+    eval_iters = 0: the whole split in consecutive windows. Each token is predicted once, except for the first of each
+    shard. Batches differ in size: the last one of a shard has fewer rows, and the rest of the shard follows as one row
+    shorter than `block_size`. So weight each batch by its `numel()`.
     eval_iters > 0: that many batches of (batch_size, block_size) at evenly spaced starts.
 
-    `UserError`, at the call, when there is too little data.
+    `UserError`, at the call and not at the first batch, if there is too little data.
     """
     if eval_iters < 0:
         raise UserError(f"eval_iters is {eval_iters}; use 0 for the whole split or a number of batches above 0")

@@ -1,4 +1,4 @@
-"""Prepared data, read: token shards in flat little-endian binary, described by `meta.json`."""
+"""Reads prepared data: shards of tokens, flat little-endian integers, described by `meta.json`."""
 
 import dataclasses
 import hashlib
@@ -18,15 +18,14 @@ from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
 from corpus.verification import is_verified, note_verified
 
 DATA_ROOT = Path(__file__).resolve().parents[1] / "data"
-FIRST_USE_LOCK = ".first_use.lock"  # of the whole preparation; the writer has one of its own
-PIECE_TOKENS = 1 << 22  # shards are hashed and checked in pieces of this size, to bound memory
+FIRST_USE_LOCK = ".first_use.lock"  # held during the whole preparation; the writer locks the folder itself too
+PIECE_TOKENS = 1 << 22  # shards are hashed and checked in pieces, to bound memory
 
 
 class TokenStream:
     """The tokens of one split, in one or more shards.
 
-    A window is `length` successive tokens of one shard; the windows of all shards are counted through, so
-    that index i is the i-th possible start.
+    A window is `length` successive tokens of one shard. Windows are numbered by their start, through all shards.
     """
 
     def __init__(self, split: str, shards: Sequence[np.ndarray | TokenFile]) -> None:
@@ -39,7 +38,7 @@ class TokenStream:
         return sum(len(shard) for shard in self.shards)
 
     def number_of_windows(self, length: int) -> int:
-        """The number of windows of `length` tokens, overlapping ones too; 0 when all shards are shorter."""
+        """The number of windows of `length` tokens, which may overlap; 0 if all shards are shorter."""
         return int(self._ends(length)[-1])
 
     def window(self, index: int, length: int) -> np.ndarray:
@@ -61,7 +60,7 @@ class TokenStream:
         return out
 
     def _ends(self, length: int) -> np.ndarray:
-        """For each shard the number of windows in it and all before it."""
+        """The number of windows in each shard and all before it."""
         if length < 1:
             raise ValueError(f"length must be at least 1, not {length}")
         return np.cumsum([max(0, len(shard) - length + 1) for shard in self.shards], dtype=np.int64)
@@ -70,8 +69,8 @@ class TokenStream:
 class Dataset:
     """A prepared folder, opened for reading.
 
-    meta: what `meta.json` says. tokenizer: made from it. fingerprint: 16 hexadecimal digits over the shards'
-    hashes and the vocabulary; a checkpoint keeps it to tell whether it meets the data it was trained on.
+    `meta` is the content of `meta.json`, and `tokenizer` is made from it. `fingerprint` has 16 hexadecimal digits that
+    depend on all tokens and the vocabulary. A checkpoint stores it, to recognize the data it was trained on.
     """
 
     def __init__(self, folder: Path, meta: Metadata, tokenizer: Tokenizer) -> None:
@@ -84,9 +83,9 @@ class Dataset:
     def open(cls, folder: Path, verify: bool = True) -> "Dataset":
         """Open a folder that a `DatasetWriter` wrote.
 
-        Sizes are always checked. `verify` also reads every shard (1 to 2 GB/s), to compare its SHA-256 and to check
-        that its tokens are in the vocabulary, unless it has done so before and no file has changed since.
-        `UserError` for whatever is missing, malformed or changed.
+        Sizes are always checked. `verify` also reads every shard (1 to 2 GB/s), compares its SHA-256 and checks that
+        its tokens are in the vocabulary; but not again as long as no file changes. `UserError` for whatever is missing,
+        malformed or changed.
         """
         meta = read_metadata(folder)
         try:
@@ -111,14 +110,14 @@ class Dataset:
         files = [self.folder / shard.file for shard in self.meta.splits[split]]
         try:
             return TokenStream(split, [TokenFile(file, dtype) for file in files])
-        except (OSError, ValueError) as error:  # ValueError: emptied since it was checked
+        except (OSError, ValueError) as error:  # ValueError: a file has been emptied since it was checked
             raise UserError(f"split {split} of {self.folder} cannot be read ({error}); prepare it again") from error
 
 
 def find_dataset(name: str) -> Path:
-    """The folder of a dataset: `data/NAME`, or `name` itself when it is the path of a prepared folder.
+    """The folder of a dataset: `data/NAME`, or `name` itself if it is the path of a prepared folder.
 
-    `UserError`, with the names there are, when it is neither.
+    `UserError`, which lists the available datasets, if it is neither.
     """
     plain = name not in ("", ".", "..") and Path(name).name == name
     try:
@@ -129,25 +128,25 @@ def find_dataset(name: str) -> Path:
             return path
     except (OSError, ValueError):  # too long for a path, a zero byte
         pass
-    raise UserError(f"there is no dataset {name!r}; {_what_there_is()}")
+    raise UserError(f"there is no dataset {name!r}; {_available_datasets()}")
 
 
 def ensure_prepared(name: str) -> Path:
-    """The folder of a dataset, which is prepared here and now when it is not yet and has a `prepare.py`."""
+    """The folder of a dataset. Runs its `prepare.py` if it is not prepared yet."""
     folder = find_dataset(name)
     script = folder / "prepare.py"
     if not (folder / META_FILE).is_file():
         if not script.is_file():
-            raise UserError(f"{folder} is not prepared and has no prepare.py; {_what_there_is()}")
+            raise UserError(f"{folder} is not prepared and has no prepare.py; {_available_datasets()}")
         with FolderLock(folder, FIRST_USE_LOCK) as lock:
             lock.wait(lambda: print(f"dataset {name} is being prepared by {lock.holder()}: waiting for it", flush=True))
-            if not (folder / META_FILE).is_file():  # nor by now
+            if not (folder / META_FILE).is_file():  # another process may have done it while this one waited
                 print(f"dataset {name} is not prepared yet: running {script}", flush=True)
                 runpy.run_path(str(script))["prepare"](None)
     return folder
 
 
-def _what_there_is() -> str:
+def _available_datasets() -> str:
     names = sorted(script.parent.name for script in DATA_ROOT.glob("*/prepare.py"))
     return f"choose one of {', '.join(names)}, or prepare any text file with python data/text/prepare.py FILE"
 

@@ -1,4 +1,4 @@
-"""`meta.json`: what a prepared data folder says of itself."""
+"""`meta.json`, the description of a prepared data folder: written, read and checked."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of `tokens` tokens, flat and little-endian; `sha256` is that of its bytes, in hexadecimal."""
+    """A file of `tokens` tokens, flat and little-endian. `sha256` is the hash of its bytes, in hexadecimal."""
 
     file: str
     tokens: int
@@ -30,7 +30,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What `meta.json` holds. `splits` has "train" and "val", each with at least one shard."""
+    """The content of `meta.json`. `splits` has "train" and "val", each with at least one shard."""
 
     source: str
     tokenizer: dict[str, Any]
@@ -42,7 +42,7 @@ class Metadata:
         return sum(shard.tokens for shard in self.splits[split])
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any token, the order of the shards or the vocabulary."""
+        """16 hexadecimal digits that change if any token, the order of the shards or the vocabulary changes."""
         hashes = {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()}
         identity = json.dumps([self.dtype, self.tokenizer, hashes], sort_keys=True)
         return hashlib.sha256(identity.encode("ascii")).hexdigest()[:16]
@@ -64,7 +64,7 @@ class Metadata:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """The metadata of a prepared folder; `UserError` when folder or file is missing or the file malformed."""
+    """Read the metadata of a prepared folder. `UserError` if folder or file is missing, or the file malformed."""
     path = folder / META_FILE
     if not folder.is_dir():
         raise UserError(f"there is no data folder {folder}; prepare it first, with python data/NAME/prepare.py")
@@ -72,11 +72,7 @@ def read_metadata(folder: Path) -> Metadata:
         raise UserError(f"{folder} has no {META_FILE}, so it is not prepared; run its prepare.py first")
     try:
         document = json.loads(path.read_bytes())
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: bad JSON, bad UTF-8, a number too long
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number too long
         raise UserError(f"{path} cannot be read as JSON ({type(error).__name__}); prepare the data again") from error
     try:
         return _parse(document)
@@ -85,7 +81,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 class _Malformed(Exception):
-    """One clause about what is wrong and what is allowed."""
+    """The metadata are malformed. The message is a clause that says what is wrong and what is allowed."""
 
 
 def _parse(document: object) -> Metadata:
@@ -129,7 +125,7 @@ def _parse_shard(split: str, value: object) -> Shard:
 
 
 def _short(value: object) -> str:
-    """A JSON value for an error message: ASCII, a line at most."""
+    """A JSON value for an error message, in ASCII and at most 60 characters."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     text = ascii(value)

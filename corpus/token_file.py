@@ -1,4 +1,4 @@
-"""The tokens of one shard, read piece by piece, and watched for changes."""
+"""Reads the tokens of a shard piece by piece, and notices if the file changes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from common.errors import UserError
 
 
 class DataChanged(UserError):
-    """A data file is no longer what it was when it was opened."""
+    """A data file has changed since it was opened."""
 
     everywhere = True
 
 
 class TokenFile:
-    """A flat file of unsigned integers that is indexed like a read-only 1-D array.
+    """A flat file of unsigned integers, indexed like a read-only 1-D array.
 
-    It is read, not memory-mapped: the pages of a map count as the process's own memory, which would grow to the size
-    of the data, and the process would be killed by a bus error when somebody cuts the file short.
+    It is not memory-mapped. The pages of a map count as memory of the process, which would grow to the size of the
+    data; and if somebody truncated the file, a bus error would end the process.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         """Raises OSError, and ValueError for an empty file."""
         self.path = path
         self.dtype = dtype
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  for as long as the tokens are in use
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  open as long as the tokens are in use
         self._opened = self._identity()
         self._length = os.fstat(self._file.fileno()).st_size // dtype.itemsize
         if not self._length:
@@ -42,7 +42,7 @@ class TokenFile:
         return self._length
 
     def __getitem__(self, key: int | slice) -> Any:
-        """One token, or a copy of the tokens of a slice without a step. DataChanged if the file is another by now."""
+        """One token, or a copy of a slice without a step. DataChanged if the file has changed."""
         if isinstance(key, slice):
             start, stop, step = key.indices(self._length)
             if step != 1:

@@ -1,4 +1,4 @@
-"""Tokenizers: text to integers and back, by character or by GPT-2's byte-pair encoding."""
+"""Tokenizers turn text into integers and back, by character or by GPT-2's byte-pair encoding."""
 
 import codecs
 import functools
@@ -14,15 +14,15 @@ from common.errors import UserError
 if TYPE_CHECKING:
     import tiktoken
 
-SLICE_CHARACTERS = 1 << 22  # large texts are looked up in slices: 4 bytes a character, twice, for one slice only
+SLICE_CHARACTERS = 1 << 22  # texts are encoded in slices, because a slice needs 8 bytes of memory per character
 LOAD_TIMEOUT_S = 120.0
 
 
 class TextStream:
     """Turns tokens, one at a time, into pieces of text that can be printed at once.
 
-    A character whose bytes are spread over several tokens is held back until its last byte has come. The
-    pieces and the `finish()` joined are what `decode` returns for all the tokens together.
+    A character whose bytes are spread over several tokens is held back until its last byte arrives. All pieces and
+    `finish()`, joined, equal the result of `decode` for all tokens together.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
@@ -34,44 +34,44 @@ class TextStream:
         return self._decoder.decode(self._token_bytes(token))
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character, otherwise empty."""
+        """The rest of the text: U+FFFD for an unfinished character, otherwise empty."""
         return self._decoder.decode(b"", final=True)
 
 
 class Tokenizer(Protocol):
-    """What the trainer and the sampler ask of a tokenizer."""
+    """The interface of tokenizers."""
 
     @property
     def name(self) -> str:
-        """ "char" or "gpt2"."""
+        """Either "char" or "gpt2"."""
 
     @property
     def vocab_size(self) -> int:
-        """Tokens are 0 … vocab_size - 1."""
+        """The number of tokens, which are 0 … vocab_size - 1."""
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a short text, such as a prompt."""
+        """Encode a short text, such as a prompt."""
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The tokens of a text of any size, shape (tokens,), dtype `token_dtype(vocab_size)`."""
+        """Encode a text of any size: shape (tokens,), dtype `token_dtype(vocab_size)`."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`; `UserError` for one outside the vocabulary."""
+        """The text of `tokens`. `UserError` for a token outside the vocabulary."""
 
     def stream(self) -> TextStream:
-        """A fresh `TextStream`: the same text as `decode`, piece by piece."""
+        """A new `TextStream`, which decodes token by token."""
 
     def to_metadata(self) -> dict[str, Any]:
-        """A JSON-able description from which `tokenizer_from_metadata` makes the tokenizer again."""
+        """A description that JSON can hold, from which `tokenizer_from_metadata` makes the tokenizer again."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest little-endian unsigned dtype that holds the tokens of a vocabulary, two or four bytes."""
+    """The dtype for the tokens of a vocabulary: little-endian unsigned integers of two bytes, or four if needed."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 class CharTokenizer:
-    """One token a character; token i is the i-th character of the vocabulary."""
+    """Encodes each character as one token: its index in the vocabulary."""
 
     name = "char"
 
@@ -81,22 +81,22 @@ class CharTokenizer:
         _check_vocabulary(self.vocabulary)
         self.vocab_size = len(self.vocabulary)
         codes = np.array([ord(character) for character in self.vocabulary], dtype=np.int64)
-        # Code point -> token, -1 for none; the last entry stands for all code points beyond.
+        # Code point → token, -1 if it has none. The last entry stands for all higher code points.
         self._token_of_code = np.full(int(codes.max()) + 2, -1, dtype=np.int32)
         self._token_of_code[codes] = np.arange(self.vocab_size, dtype=np.int32)
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
-        """The tokenizer whose vocabulary is the characters of `text`, sorted."""
+        """Make a tokenizer for the characters of `text`, sorted."""
         return cls(sorted(set(text)))
 
     def encode(self, text: str) -> list[int]:
-        """One token a character; `UserError` lists the characters that the vocabulary lacks."""
+        """Encode a short text. `UserError`, which lists them, for characters that are not in the vocabulary."""
         tokens: list[int] = self.encode_array(text).tolist()
         return tokens
 
     def encode_array(self, text: str) -> np.ndarray:
-        """As `encode`, shape (len(text),), dtype `token_dtype(vocab_size)`; about 10 ns a character."""
+        """Encode a text of any size: shape (len(text),), dtype `token_dtype(vocab_size)`; about 10 ns per character."""
         tokens = np.empty(len(text), dtype=token_dtype(self.vocab_size))
         for start in range(0, len(text), SLICE_CHARACTERS):
             piece = text[start : start + SLICE_CHARACTERS]
@@ -117,22 +117,22 @@ class CharTokenizer:
         )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The characters of `tokens`, joined; `UserError` for a token outside the vocabulary."""
+        """The text of `tokens`. `UserError` for a token outside the vocabulary."""
         return "".join(self.vocabulary[_checked(token, self.vocab_size)] for token in tokens)
 
     def stream(self) -> TextStream:
-        """A fresh stream; here every token is a whole character."""
+        """A new stream, in which every token is a whole character."""
         return TextStream(lambda token: self.decode([token]).encode("utf-8"))
 
     def to_metadata(self) -> dict[str, Any]:
-        """`{"name": "char", "vocabulary": "…"}`, the vocabulary in token order."""
+        """`{"name": "char", "vocabulary": "…"}`, with the vocabulary in token order."""
         return {"name": self.name, "vocabulary": "".join(self.vocabulary)}
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding, by tiktoken, which is loaded at the first text, not before.
+    """GPT-2's byte-pair encoding, by tiktoken, which is loaded only when the first text is encoded or decoded.
 
-    So training on tokens that are already prepared needs neither tiktoken nor its vocabulary files.
+    So training on prepared tokens needs neither tiktoken nor its vocabulary files.
     """
 
     name = "gpt2"
@@ -144,35 +144,35 @@ class GPT2Tokenizer:
         return _load_gpt2()
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text`, in which `<|endoftext|>` is text like any other."""
+        """Encode a text. `<|endoftext|>` in it is text like any other."""
         return self._encoding.encode_ordinary(text)
 
     def encode_array(self, text: str) -> np.ndarray:
-        """As `encode`, shape (tokens,), dtype uint16."""
+        """Encode a text into an array of shape (tokens,), dtype uint16."""
         return np.array(self.encode(text), dtype=token_dtype(self.vocab_size))
 
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
-        """All documents in a row, `end_of_text` after each, encoded on all cores; shape (tokens,), uint16."""
+        """Encode documents on all cores and join them, with `end_of_text` after each; shape (tokens,), uint16."""
         encoded = self._encoding.encode_ordinary_batch(list(documents), num_threads=usable_cores())
         parts = [np.array([*tokens, self.end_of_text], dtype=token_dtype(self.vocab_size)) for tokens in encoded]
         return np.concatenate(parts) if parts else np.empty(0, dtype=token_dtype(self.vocab_size))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, U+FFFD for bytes that are not UTF-8; `UserError` outside the vocabulary."""
+        """The text of `tokens`, with U+FFFD for invalid UTF-8. `UserError` for a token outside the vocabulary."""
         return self._encoding.decode([_checked(token, self.vocab_size) for token in tokens])
 
     def stream(self) -> TextStream:
-        """A fresh stream; the bytes of a character may come with several tokens."""
+        """A new stream. The bytes of a character may come with several tokens."""
         encoding = self._encoding
         return TextStream(lambda token: encoding.decode_single_token_bytes(_checked(token, self.vocab_size)))
 
     def to_metadata(self) -> dict[str, Any]:
-        """`{"name": "gpt2"}`: the vocabulary is tiktoken's."""
+        """`{"name": "gpt2"}`, as tiktoken has the vocabulary."""
         return {"name": self.name}
 
 
 def tokenizer_from_metadata(metadata: object) -> Tokenizer:
-    """The tokenizer that `to_metadata` described; `UserError` for any other JSON value."""
+    """Make the tokenizer that `to_metadata` described. `UserError` for any other JSON value."""
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if isinstance(metadata, dict) and name == "gpt2":
         return GPT2Tokenizer()
@@ -206,7 +206,7 @@ def _check_vocabulary(vocabulary: list[str]) -> None:
 
 
 def _load_gpt2() -> "tiktoken.Encoding":
-    """tiktoken's "gpt2", loaded in a thread because tiktoken's download has no timeout and could hang."""
+    """Load tiktoken's "gpt2" in a thread, because its download has no time limit and could hang."""
     try:
         import tiktoken
     except ImportError as error:
@@ -217,7 +217,7 @@ def _load_gpt2() -> "tiktoken.Encoding":
     def load() -> None:
         try:
             loaded.append(tiktoken.get_encoding("gpt2"))
-        except Exception as error:  # requests' errors, OSError, ValueError: whatever the reason, the mend is the same
+        except Exception as error:  # of requests, files or parsers; the advice is the same
             failures.append(error)
 
     thread = threading.Thread(target=load, daemon=True)

@@ -1,6 +1,7 @@
-"""verified.json: which files of a prepared folder were verified, by size and time stamp, so that it is done only once.
+"""verified.json remembers which files of a prepared folder have been verified, by size and time stamp.
 
-Reading 20 GB to compare hashes takes ten seconds or more at each start. A file that was changed has another time stamp.
+Otherwise each start of a run would read all data, which takes ten seconds or more for 20 GB. A changed file has another
+time stamp.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from common.files import write_atomically
 from corpus.metadata import Metadata
 
 VERIFIED_FILE = "verified.json"
-SETTLED_S = 2.0  # a file that was written within this time could be written again under the same time stamp
+SETTLED_S = 2.0  # a younger file could be written again under the same time stamp
 
 
 def is_verified(folder: Path, meta: Metadata) -> bool:
-    """Whether these very files were verified before."""
+    """Whether these files have been verified and have not changed since."""
     try:
         return json.loads((folder / VERIFIED_FILE).read_text()) == _stamp(folder, meta)
     except (OSError, ValueError):
@@ -27,7 +28,7 @@ def is_verified(folder: Path, meta: Metadata) -> bool:
 
 
 def note_verified(folder: Path, meta: Metadata) -> None:
-    """Keep that the files are good. In a folder that cannot be written, they are verified at each start."""
+    """Remember that the files are good. In a read-only folder they are verified at each start instead."""
     with suppress(OSError):
         stamp = _stamp(folder, meta)
         if all(time.time() - time_ns / 1e9 > SETTLED_S for _, time_ns in stamp["files"].values()):

@@ -1,4 +1,4 @@
-"""Prepared data, written: shards and `meta.json`, with bounded memory, all at once or not at all."""
+"""Writes prepared data, shards and `meta.json`, atomically and in bounded memory."""
 
 import contextlib
 import hashlib
@@ -17,25 +17,25 @@ from common.termination import unwinding
 from corpus.metadata import META_FILE, SPLITS, Metadata, Shard
 from corpus.tokenizer import Tokenizer, token_dtype
 
-UNFINISHED = ".preparing-"  # begins the name of a folder that is not published yet
-PIECE_TOKENS = 1 << 22  # tokens are converted and hashed in pieces of this size, to bound memory
+UNFINISHED = ".preparing-"  # the prefix of a folder whose data are not published yet
+PIECE_TOKENS = 1 << 22  # tokens are converted and hashed in pieces, to bound memory
 
 _SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})(_\d{{3,}})?\.bin")
 
 
 class DatasetWriter:
-    """Writes a prepared folder, with bounded memory, and publishes all of it at once or not at all.
+    """Writes a prepared folder in bounded memory, and publishes it atomically.
 
         with DatasetWriter(folder, tokenizer, "where the text is from") as writer:
             writer.write("train", tokens)
             writer.write("val", other_tokens)
 
-    Everything is written beside its destination and renamed into place when the block ends well, `meta.json`
-    last. When the block fails, or a split is left empty (`UserError`), the folder keeps what it held before.
+    Everything is written beside its destination, and renamed into place when the block ends without an error,
+    `meta.json` last. If the block fails, or a split is empty (`UserError`), the folder stays as it was.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, source: str, shard_tokens: int = 100_000_000) -> None:
-        """`source`: a short text for people. A new shard is begun after `shard_tokens` tokens."""
+        """`source` says where the text is from. A shard holds at most `shard_tokens` tokens."""
         if shard_tokens < 1:
             raise ValueError(f"shard_tokens must be at least 1, not {shard_tokens}")
         self.folder = folder
@@ -60,9 +60,9 @@ class DatasetWriter:
         return self
 
     def _lock(self, opened: contextlib.ExitStack) -> None:
-        """Keep other writers out, and clear away what they left if they were killed. UserError if one is at work."""
+        """Keep other writers out, and delete the leftovers of killed ones. UserError if one is at work."""
         lock = opened.enter_context(FolderLock(self.folder))
-        if not lock.take():
+        if not lock.acquire():
             raise UserError(f"{self.folder} is being prepared by {lock.holder()}; let that end, then use what it made")
         if lock.is_sure:
             for leftover in self.folder.glob(f"{UNFINISHED}*"):
@@ -73,7 +73,7 @@ class DatasetWriter:
     def write(self, split: str, tokens: np.ndarray) -> None:
         """Append `tokens`, shape (any,), integers in 0 … vocab_size - 1, to "train" or "val".
 
-        `ValueError` for other arrays; `UserError` when the disk is full or the like.
+        `ValueError` for other arrays; `UserError` if they cannot be written, for example to a full disk.
         """
         shards = self._shards[split]
         if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -121,7 +121,7 @@ class DatasetWriter:
         }
         meta = Metadata(self.source, self.tokenizer.to_metadata(), self._dtype.name, described)
         (self._temporary / META_FILE).write_text(meta.to_json(), encoding="ascii")
-        # From here to the last rename the folder counts as not prepared, so a crash leaves no mixture.
+        # Without meta.json the folder counts as not prepared, so a crash among the renames leaves no mixture in use.
         (self.folder / META_FILE).unlink(missing_ok=True)
         for split, shards in self._shards.items():
             for name, shard in zip(names[split], shards, strict=True):
@@ -130,11 +130,11 @@ class DatasetWriter:
         current = {name for split_names in names.values() for name in split_names}
         for path in self.folder.iterdir():
             if _SHARD_FILE.fullmatch(path.name) and path.name not in current:
-                path.unlink()  # shards of the former data, when those were more
+                path.unlink()  # shards of the former data, if it had more
 
 
 class _OpenShard:
-    """A shard while it is written: its file, its hash and its length so far."""
+    """A shard that is being written: its file, hash and length so far."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

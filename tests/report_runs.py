@@ -13,7 +13,7 @@ from model import GPT
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from splines.statistics import layer_statistics
-from training.checkpoint import save_checkpoint
+from training.checkpoint_files import save_checkpoint
 from training.config import Config, save
 
 LETTERS = "abcdefgh <\n"

@@ -33,7 +33,8 @@ from tests.runs import (
     train_until,
 )
 from training import run_writer
-from training.checkpoint import load_checkpoint, newest_good_state, read_state, save_checkpoint, step_path
+from training.checkpoint import load_checkpoint, newest_good_state, read_state
+from training.checkpoint_files import save_checkpoint, step_path
 
 
 @pytest.fixture(scope="module")

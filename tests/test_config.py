@@ -1,4 +1,4 @@
-"""A configuration means the same in TOML, on the command line and in a checkpoint; anything else is a UserError."""
+"""A configuration means the same in TOML, on the command line and in a checkpoint. Invalid ones are a UserError."""
 
 import ast
 import dataclasses

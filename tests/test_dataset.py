@@ -1,4 +1,4 @@
-"""A dataset gives back exactly what was written, and says so in one sentence when it cannot."""
+"""A dataset returns exactly the tokens that were written, or refuses with one sentence."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Several processes train the run that one process would: replicated (DDP) or sharded (FSDP2), interrupted or not."""
+"""Several processes train the same run as one process: replicated (DDP) or sharded (FSDP2), interrupted or not."""
 
 import json
 import os
@@ -33,7 +33,8 @@ from tests.runs import (
     train_losses,
     train_until,
 )
-from training.checkpoint import list_steps, load_checkpoint, read_state
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import list_steps
 from training.distributed import share_of_step
 
 HARD = {

@@ -1,4 +1,4 @@
-"""Paths that begin with ~ mean the home directory wherever an option or a config file names one."""
+"""A leading ~ means the home directory in every path of an option or a config file."""
 
 import importlib
 import os

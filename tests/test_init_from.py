@@ -12,7 +12,8 @@ from corpus.dataset import Dataset
 from kan_layer import KANLayer
 from swap import swap_linears
 from tests.runs import assert_one_sentence, call, make_dataset, options, read_metrics, resume_options, train_until
-from training.checkpoint import load_checkpoint, step_path
+from training.checkpoint import load_checkpoint
+from training.checkpoint_files import step_path
 from training.init_from import read_source
 
 transformers = pytest.importorskip(

@@ -11,7 +11,8 @@ import sample
 import train
 from common.errors import UserError
 from tests.runs import assert_one_sentence, call, make_dataset, options, resume_options, train_losses, train_until
-from training.checkpoint import list_steps, read_state
+from training.checkpoint import read_state
+from training.checkpoint_files import list_steps
 from training.config import Config, parse, read_saved
 from training.old_options import RETIRED
 from training.sealed_file import write_sealed
@@ -26,7 +27,7 @@ BEFORE = {
     "on_nonfinite": "stop",
     "max_skipped_steps": 10,
     "wandb_run_name": "",
-    "report": "off",
+    "report": False,
 }
 NEW = ("architecture", "decay_iters")
 
@@ -56,10 +57,10 @@ def test_a_retired_option_gets_a_sentence_that_says_what_to_write(tmp_path: Path
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ({"ffn": "splines"}, {"ffn": "splines"}),
-        ({"ffn": "splines", "kan_block": "gated"}, {"ffn": "gated_splines"}),
+        ({"ffn": "kan"}, {"ffn": "splines"}),
+        ({"ffn": "kan", "kan_block": "gated"}, {"ffn": "gated_splines"}),
         ({"ffn": "mlp", "kan_block": "gated"}, {"ffn": "mlp"}),
-        ({"report": "off", "live": True}, {"report": "off"}),
+        ({"report": False, "live": True}, {"report": "off"}),
         ({"report": True, "live": True}, {"report": "live"}),
         ({"report": True, "live": False}, {"report": "end"}),
         ({"on_nonfinite": "stop", "max_skipped_steps": 10}, {"max_skipped_steps": 0}),

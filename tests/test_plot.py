@@ -16,7 +16,7 @@ from splines.views import SplineView, view_splines
 from tests.layers import random_layer
 from tests.report_runs import look_at, make_run
 from tests.runs import assert_one_sentence, call, make_dataset, options
-from training.run_splines import splines_at
+from training.recorded_splines import splines_at
 
 
 @pytest.fixture(scope="module")

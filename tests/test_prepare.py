@@ -219,7 +219,7 @@ def test_a_download_is_kept_for_the_next_time(tmp_path: Path, monkeypatch: pytes
 def test_text_needs_a_file_and_a_name_of_its_own(tmp_path: Path) -> None:
     result = run_prepare("text", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: no text is named; give a UTF-8 text file: python data/text/prepare.py FILE\n"
+    assert result.stderr == "error: no text file was given; write python data/text/prepare.py FILE\n"
     named_folder = script("text")["named_folder"]
     assert named_folder("my_book") == ROOT / "data" / "my_book"
     assert named_folder("text") == ROOT / "data" / "text"

@@ -22,10 +22,20 @@ from tests.runs import (
     train_until,
 )
 from tests.test_resume import assert_identical, outcome
-from training.checkpoint import load_checkpoint, read_state, step_path
+from training import config
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import step_path
 from training.config import Config
 from training.optimizer import make_optimizer
-from training.refinement import Stage, gradient_transfer, parse_stages, points_after, refine_model
+from training.refinement import (
+    MOMENT_ORDER,
+    Stage,
+    gradient_transfer,
+    parse_stages,
+    points_after,
+    refine_model,
+    replace_parameter,
+)
 
 STAGES = "5@0,9@5,17@8"
 
@@ -109,6 +119,44 @@ def test_hats_carry_their_gradient_as_a_density() -> None:
     transfer = gradient_transfer(layer, before)
     np.testing.assert_allclose(transfer[:, 1:-1].sum(axis=0), 1)  # for each inner knot
     np.testing.assert_allclose(layer.grid.knots() @ transfer[:, 1:-1], before.knots()[1:-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_all_moments_of_the_optimizers_have_their_order(name: str) -> None:
+    """The order of a moment is the power of the gradient in it: doubled gradients give 2 or 4 times as large ones."""
+    moments = []
+    for scale in (1.0, 2.0):
+        torch.manual_seed(0)
+        layer = KANLayer(3, 4, num_control_points=5)
+        model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([layer])})
+        optimizer = make_optimizer(model, Config(optimizer=name))  # type: ignore[arg-type]
+        (scale * layer(torch.randn(8, 3)).sum()).backward()
+        optimizer.step()
+        state = optimizer.state[layer.weight]
+        moments.append({key: value for key, value in state.items() if value.shape == layer.weight.shape})
+    single, double = moments
+    assert single
+    for key, value in single.items():
+        torch.testing.assert_close(double[key], 2.0 ** MOMENT_ORDER[key] * value)
+
+
+def test_a_moment_of_unknown_order_is_refused() -> None:
+    layer = KANLayer(3, 4, num_control_points=5)
+    optimizer = torch.optim.Rprop(layer.parameters())
+    layer(torch.randn(8, 3)).sum().backward()
+    optimizer.step()
+    old, before = layer.weight, layer.grid
+    layer.refine(9)
+    with pytest.raises(ValueError, match="MOMENT_ORDER"):
+        replace_parameter(optimizer, old, layer.weight, gradient_transfer(layer, before))
+
+
+def test_kan_refine_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(config, "parse_stages", lambda text, points: parsed.append(text) or parse_stages(text, points))
+    configuration = Config(kan_refine=STAGES)
+    assert [configuration.stages for _ in range(3)] == [parse_stages(STAGES, 5)] * 3
+    assert parsed == [STAGES]
 
 
 @pytest.mark.parametrize("more", [{}, {"optimizer": "muon"}, {"kan_variant": "balanced"}, {"ffn": "gated_splines"}])

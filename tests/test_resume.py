@@ -28,7 +28,8 @@ from tests.runs import (
     train_losses,
     train_until,
 )
-from training.checkpoint import load_checkpoint, read_state, step_path
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import step_path
 from training.config import parse
 
 HARD = {"gradient_accumulation_steps": 2, "dropout": 0.1, "batch_size": 2, "pair_rows": 50}

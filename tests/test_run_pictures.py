@@ -7,7 +7,7 @@ import torch
 
 from model import GPT, GPTConfig
 from pictures.run_pictures import Axes, SplinePictures
-from training.activations import MOST_TOKENS, layer_inputs, take_snapshots
+from training.activations import MAX_TOKENS, layer_inputs, take_snapshots
 
 
 def small_model(ffn: str = "splines", scale: float = 0.05) -> GPT:
@@ -39,7 +39,7 @@ def test_layer_inputs_are_what_the_layers_saw_and_leave_the_model_as_it_was() ->
     torch.testing.assert_close(seen[0], expected)
     assert read is not None and torch.equal(read, tokens.flatten())
     many, _ = layer_inputs(model, [torch.zeros(900, 8, dtype=torch.long)])
-    assert len(many[0]) == MOST_TOKENS
+    assert len(many[0]) == MAX_TOKENS
 
 
 def test_a_model_without_splines_has_no_snapshots() -> None:

@@ -122,7 +122,7 @@ def test_a_handler_that_the_user_has_chosen_is_kept(run: Path, monkeypatch: pyte
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path, redirections: str) -> None:
     """Otherwise the output of a library or compiler could go into that file."""
     code = (
-        "import os, subprocess, sys; from common.streams import mend_streams; mend_streams()\n"
+        "import os, subprocess, sys; from common.streams import repair_streams; repair_streams()\n"
         "with open(sys.argv[1], 'w') as file:\n"
         "    for number in (1, 2): os.write(number, b'noise\\n')\n"
         "    subprocess.run(['sh', '-c', 'echo noise; echo noise >&2'], check=True)\n"

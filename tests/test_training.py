@@ -28,7 +28,7 @@ from tests.runs import (
     train_until,
 )
 from tests.wandb_file import read_history
-from training import spline_watch
+from training import spline_recorder
 from training.checkpoint import load_checkpoint, read_state
 from training.config import parse
 from training.metrics import Metrics
@@ -301,7 +301,7 @@ def test_a_failing_picture_or_sample_does_not_stop_the_run(
     def fail(*_: object) -> Any:
         raise ValueError("nothing to see")
 
-    monkeypatch.setattr(train if hasattr(train, failing) else spline_watch, failing, fail)
+    monkeypatch.setattr(train if hasattr(train, failing) else spline_recorder, failing, fail)
     result = call(train.main, *options(dataset, tmp_path, splines=failing != "write_sample", report="end"))
     times = {
         "write_sample": 3,

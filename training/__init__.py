@@ -1,1 +1,1 @@
-"""What surrounds the model in a run: data, batches, configuration, optimiser, checkpoints, logging."""
+"""A run of training: its configuration, optimizer, evaluation, checkpoints and logs."""

@@ -1,4 +1,4 @@
-"""The activations that reach the spline layers of a model, and the snapshots of the layers that they allow."""
+"""Collects the activations that reach a model's spline layers, and takes snapshots of the layers with them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from splines.snapshot import Snapshot
 
 Batches = Iterable[Tensor | Sequence[Tensor]]
 
-MOST_TOKENS = 2048  # shares are then good to a percent, and a checkpoint takes 1 to 2 % longer
-TOKENS_AT_ONCE = 1024  # bounds the logits, which nobody reads here
+MAX_TOKENS = 2048  # shares of activations are then accurate to a percent, and a checkpoint takes 1 to 2 % longer
+TOKENS_AT_ONCE = 1024  # in one forward pass, which bounds the memory for logits
 
 
 def take_snapshots(model: GPT, batches: Batches) -> list[Snapshot]:
-    """All spline layers of the (uncompiled) model; `batches` show what reaches them, [] if not known."""
+    """Take a snapshot of every spline layer of the (uncompiled) model. Without `batches` it has no activations."""
     layers = model.spline_layers()
     if not layers:
         return []
@@ -32,7 +32,7 @@ def take_snapshots(model: GPT, batches: Batches) -> list[Snapshot]:
 
 
 def layer_names(model: GPT) -> list[str]:
-    """Names like "layer 0", or the block and the place in it if any block has several spline layers."""
+    """The layers' names: "layer 0" and so on, or block and place if any block has several spline layers."""
     layers = {id(layer) for layer in model.spline_layers()}
     paths = [path for path, module in model.named_modules() if id(module) in layers]
     blocks = [re.match(r"blocks\.(\d+)\.", path) for path in paths]
@@ -44,10 +44,10 @@ def layer_names(model: GPT) -> list[str]:
 
 @torch.no_grad()
 def layer_inputs(model: GPT, batches: Batches) -> tuple[list[Tensor], Tensor | None]:
-    """What reaches each spline layer of the (uncompiled) model, one tensor (M, I) a layer, and the tokens (M,) there.
+    """Run the (uncompiled) model, and return each spline layer's inputs, (M, I) each, and the M tokens they belong to.
 
-    M is up to MOST_TOKENS. A batch is tokens (B, T), or a pair of tokens and targets; no more are taken than needed.
-    Without batches, [] and None.
+    M is at most MAX_TOKENS. A batch is tokens (B, T), or a pair of tokens and targets. Only as many batches are drawn
+    as needed. Without batches, returns [] and None.
     """
     layers = model.spline_layers()
     seen: list[list[Tensor]] = [[] for _ in layers]
@@ -60,7 +60,7 @@ def layer_inputs(model: GPT, batches: Batches) -> tuple[list[Tensor], Tensor | N
     was_training = model.training
     model.eval()
     try:
-        missing = MOST_TOKENS
+        missing = MAX_TOKENS
         for batch in batches:
             tokens = batch if isinstance(batch, Tensor) else batch[0]
             tokens = tokens[: math.ceil(missing / tokens.shape[1])]
@@ -76,11 +76,11 @@ def layer_inputs(model: GPT, batches: Batches) -> tuple[list[Tensor], Tensor | N
             hook.remove()
     if not texts:
         return [], None
-    return [torch.cat(store)[:MOST_TOKENS] for store in seen], torch.cat(texts)[:MOST_TOKENS]
+    return [torch.cat(store)[:MAX_TOKENS] for store in seen], torch.cat(texts)[:MAX_TOKENS]
 
 
 def picture_batches(stream: TokenStream, block_size: int) -> list[Batch]:
-    """The validation text whose activations the histograms show; the same for every picture of a run."""
+    """The text whose activations the histograms show, MAX_TOKENS of it; the same at every call."""
     length = min(block_size, len(stream) - 1)
     rows = max(1, TOKENS_AT_ONCE // length)
-    return list(evaluation_batches(stream, length, rows, math.ceil(MOST_TOKENS / (rows * length))))
+    return list(evaluation_batches(stream, length, rows, math.ceil(MAX_TOKENS / (rows * length))))

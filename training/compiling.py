@@ -1,6 +1,6 @@
-"""torch.compile, tried: a compiler that is there may still not do, for want of Python.h, of room, of leave to execute.
+"""Going on uncompiled where torch.compile fails.
 
-Where it fails a run goes on uncompiled.
+That happens on machines that have a compiler too: Python.h is missing, the disk is full, or execution is forbidden.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from common.errors import UserError
 from training.device import Device
 from training.distributed import World
 
-LONGEST_REASON = 200
+MAX_REASON_LENGTH = 200
 
 
 class CompileFailed(UserError):
-    """The passes of a step could not be compiled, or what was built not run; the step has changed nothing."""
+    """A step could not be compiled, or the compiled code not be run. The step has changed nothing."""
 
     everywhere = True
 
@@ -29,11 +29,11 @@ class CompileFailed(UserError):
 
 
 @contextmanager
-def noticing_failures(compiling: bool, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Around the passes of a step: turns errors of one that is `compiling` into CompileFailed, without gradients."""
+def detecting_failures(compiling: bool, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Surrounds the passes of a step. While `compiling`, any error becomes CompileFailed and gradients are dropped."""
     try:
         yield
-    except Exception as error:  # of compilers, loaders and file systems: as many kinds as things can go wrong
+    except Exception as error:  # compilers, loaders and file systems raise many kinds
         if not compiling:
             raise
         optimizer.zero_grad(set_to_none=True)
@@ -41,9 +41,10 @@ def noticing_failures(compiling: bool, optimizer: torch.optim.Optimizer) -> Iter
 
 
 def check_together(device: Device, world: World) -> Device:
-    """For several processes, which must all compile or none: `device`, without compilation if a small trial fails.
+    """Compile something small on every process. Returns `device`, without compilation if that failed on any of them.
 
-    Gradients are exchanged while they are computed, so that one process could not repeat a step without the others.
+    The processes must all compile or none: they exchange gradients while computing them, so one process alone cannot
+    repeat a step. A single process needs no trial, as it can repeat its first step.
     """
     if world.size == 1 or not device.compile:
         return device
@@ -57,16 +58,16 @@ def check_together(device: Device, world: World) -> Device:
 
 
 def do_without(device: Device, why: str) -> Device:
-    """`device` without compilation, which is said."""
+    """Returns `device` without compilation, and prints why."""
     print(f"compile: off, training goes on uncompiled ({why}); --compile False leaves the attempt out", flush=True)
     return device.uncompiled("torch.compile fails here")
 
 
 def reason(error: BaseException) -> str:
-    """What a compiler complains of, or else the first line of the error, as a phrase."""
+    """The compiler's complaint in an error's text, or else its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     complaints = [line for line in lines if re.search(r"\berror: ", line)]
-    return (complaints or lines)[0][:LONGEST_REASON]
+    return (complaints or lines)[0][:MAX_REASON_LENGTH]
 
 
 def _compile_something(device: torch.device) -> None:

@@ -1,8 +1,9 @@
-"""The configuration of a run: one flat frozen dataclass, read from TOML files and the command line by one parser."""
+"""The configuration of a run: a flat frozen dataclass, read from TOML files and the command line by one parser."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -29,39 +30,40 @@ USAGE = "python train.py [configs/NAME.toml] [--key value …]"
 
 @dataclass(frozen=True)
 class SplineTrainingOptions:
-    """What training does to the splines beside its steps."""
+    """Training of splines beyond optimizer steps."""
 
     heading: ClassVar[str] = "splines in training"
 
     kan_fit_grid: float = -1.0
-    """Fit each layer's spline_width before the first step, so that this share of its activations lies outside; 0: no;
-    -1: 0.01 where linear layers are swapped, whose inputs may be of any size."""
+    """Fit each layer's spline_width before the first step, so that this share of its activations lies outside the grid.
+    0: do not fit; -1: 0.01 if linear layers are swapped for splines (their inputs may be of any size), else 0."""
     kan_smoothness: float = 0.0
     """Weight of the splines' smoothness penalty (mean squared second difference of control points) in the loss."""
     kan_refine: str = ""
-    """Coarse to fine, "5@0,9@1000,17@1500": 5 control points at first, 9 after 1,000 steps …; the functions stay."""
+    """Train coarse to fine: "5@0,9@1000,17@1500" means 5 control points at first, 9 after 1,000 steps, 17 after 1,500.
+    Refining a grid does not change the functions."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The text, the order of its batches, and where the run starts and is kept."""
+    """The text, its batches, and where the run starts and is kept."""
 
     heading: ClassVar[str] = "data"
 
     dataset: str = "stdlib"
-    """A folder under data/ (prepared on the spot if need be), or the path of any prepared folder."""
+    """A folder under data/, which is prepared if it is not yet, or the path of any prepared folder."""
     out_dir: PathText = ""
-    """Where the run is kept; by default runs/NAME-FFN, numbered if that is taken."""
+    """The run's directory; by default runs/NAME-FFN, with a number if that exists."""
     resume: bool = False
-    """Go on from the newest good checkpoint in out_dir, with the run's own configuration."""
+    """Go on from the newest undamaged checkpoint in out_dir, with the configuration that is saved there."""
     init_from: PathText = ""
-    """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or a GPT-2
-    on its hub (gpt2). Its architecture is taken over; its linear layers are swapped for splines (kan_swap), unless
-    --ffn mlp is given."""
+    """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or the name
+    of a GPT-2 on its hub (gpt2). Its architecture replaces the configured one. Its linear layers are swapped for
+    splines (kan_swap), unless --ffn mlp is given."""
     seed: int = 1337
-    """Seed of initial weights, batches and dropout."""
+    """Seed of the initial weights, the batches and dropout."""
     batch_size: int = 12
-    """Sequences in one forward pass (with several processes: at most)."""
+    """Sequences in a micro-batch, which is one forward pass (with several processes: at most that many)."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step. A step sees batch_size times this many sequences in all, however many
     processes share them."""
@@ -74,9 +76,10 @@ class OptimizationOptions:
     heading: ClassVar[str] = "optimization"
 
     max_iters: int = 2000
-    """Optimizer steps in all."""
+    """Number of optimizer steps."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for all parameters, or muon (orthogonalized momentum) for the matrices and splines of the blocks."""
+    """adamw for all parameters; or muon (orthogonalized momentum) for the matrices and splines of the blocks, and adamw
+    for the rest."""
     learning_rate: float = 4e-3
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.01
@@ -86,46 +89,47 @@ class OptimizationOptions:
     warmup_iters: int = 100
     """Steps over which the learning rate rises linearly from 0."""
     decay_iters: int = 0
-    """Steps over which the learning rate decays. 0: for cosine all after the warm-up, for wsd the last 40 % of the
-    run."""
+    """Steps over which the learning rate decays. 0: all steps after the warm-up (cosine), or the last 40 % of the run
+    (wsd)."""
     min_lr: float = -1.0
     """Learning rate at the end of the decay; -1 means a tenth of learning_rate (cosine) or 0 (wsd)."""
     weight_decay: float = 0.1
     """Decoupled weight decay on matrices and splines (not on norms and biases)."""
     muon_weight_decay: float = 0.0
-    """Decoupled weight decay on what Muon trains."""
+    """Decoupled weight decay on the parameters that Muon trains."""
     beta1: float = 0.9
-    """AdamW's decay of the mean gradient."""
+    """AdamW's decay rate for the mean of gradients."""
     beta2: float = 0.99
-    """AdamW's decay of the mean squared gradient."""
+    """AdamW's decay rate for the mean of squared gradients."""
     grad_clip: float = 1.0
-    """Largest norm of the whole gradient; 0 does not clip."""
+    """Clip the gradient to this norm; 0: do not clip."""
     max_skipped_steps: int = 0
-    """Steps in a row that may be skipped because their loss or gradient is not finite; 0 stops training at the
-    first."""
+    """Limit of steps in a row that are skipped because their loss or gradient is not finite. 0: the first such step
+    ends training."""
 
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """The device and how it is used."""
+    """The device, and how it is used."""
 
     heading: ClassVar[str] = "machine"
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto: the best there is."""
+    """cpu, cuda, cuda:1, mps; or auto: cuda if there is one, else mps, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of matrix products (master weights stay float32); auto: bfloat16 on GPUs that have it."""
+    """Precision of matrix products (master weights stay float32). auto: bfloat16 on GPUs that have it, else float16
+    on GPUs and float32 elsewhere."""
     compile: Literal["auto"] | bool = "auto"
-    """Use torch.compile; auto does where it pays. Where it fails, training goes on without it."""
+    """Use torch.compile. auto: if it saves time. If compiling fails, training goes on without it."""
     num_threads: int = 0
-    """CPU threads; 0: one for each core, or as many as the quota of a container allows."""
+    """CPU threads. 0: one for each core, or as many as a container's CPU quota allows."""
     fsdp: bool = False
-    """With torchrun: shard parameters, gradients and moments over the processes (FSDP2) instead of replicating them."""
+    """Shard parameters, gradients and moments over the processes of torchrun (FSDP2); else they are replicated."""
 
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """Evaluations, and what a run leaves behind."""
+    """Evaluations, and the files that a run writes."""
 
     heading: ClassVar[str] = "evaluation and records"
 
@@ -136,9 +140,9 @@ class RecordOptions:
     log_interval: int = 50
     """Steps between progress lines."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints to keep, besides the best."""
+    """Number of the newest checkpoints to keep. The best is kept too."""
     splines: bool = True
-    """Record the splines at every checkpoint, and draw them at the end."""
+    """Record the splines at every evaluation, and draw them at the end."""
     report: Literal["off", "end", "live"] = "end"
     """When to write report.html (curves, samples, and every spline to explore): never, at the end, or also at every
     checkpoint, so that an open page follows the run."""
@@ -150,8 +154,8 @@ class RecordOptions:
     """The W&B project."""
 
 
-# The least value of these options; all must be finite.
-LEAST: dict[str, float] = {
+# The smallest value of these options; all must be finite.
+MINIMUM: dict[str, float] = {
     "batch_size": 1,
     "gradient_accumulation_steps": 1,
     "eval_interval": 1,
@@ -175,14 +179,14 @@ LEAST: dict[str, float] = {
 @dataclass(frozen=True)
 class Config(
     RecordOptions, MachineOptions, OptimizationOptions, DataOptions, SplineTrainingOptions, GPTConfig
-):  # fields come in reverse order: the model's first
-    """Everything a run depends on. Each field is an option; its text below is the option's help."""
+):  # fields come from the last base first
+    """All options of a run. The text below a field is the help of its option."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in LEAST.items():
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least {least}; got {getattr(self, name)}")
+        for name, minimum in MINIMUM.items():
+            if not minimum <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least {minimum}; got {getattr(self, name)}")
         for name in ("learning_rate", "muon_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0; got {getattr(self, name)}")
@@ -201,28 +205,29 @@ class Config(
             raise ValueError(f"seed must be below 2**63; got {self.seed}")
         if self.fsdp and (self.kan_refine or self.kan_smoothness):
             raise ValueError("kan_refine and kan_smoothness need whole parameters; leave them or --fsdp out")
-        self.stages()
+        _ = self.stages  # raises ValueError
 
     @property
     def fitted_share_outside(self) -> float:
-        """Of activations, when the grids are fitted; 0 where they are not."""
+        """The share of activations that lies outside after fitting the grids; 0 if they are not fitted."""
         return (0.01 if self.kan_swap else 0.0) if self.kan_fit_grid == -1 else self.kan_fit_grid
 
+    @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The splines' grids, and after how many steps each begins. ValueError if kan_refine is not well formed."""
+        """The splines' grids, and the step at which each begins. ValueError if kan_refine is malformed."""
         stages = parse_stages(self.kan_refine, self.num_control_points)
         for stage in stages[1:]:
             check_middle("kan_zero_centred", self.kan_zero_centred, stage.points, self.kan_variant)
         return stages
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        """The part that defines the model, with the dataset's vocabulary filled in."""
+        """The options that define the model, with the dataset's vocabulary size filled in."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(GPTConfig)}
         return GPTConfig(**{**values, "vocab_size": self.vocab_size or vocab_size})
 
 
 def _is_text(value: str) -> bool:
-    """False for the stand-ins of bytes that are not UTF-8: they could not be written to the run's config.toml."""
+    """Whether it can be written to the run's config.toml. Surrogates, Python's stand-ins for invalid UTF-8, cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -230,10 +235,10 @@ PARSER = OptionParser(Config, USAGE, retired=RETIRED)
 
 
 def parse(arguments: Sequence[str], saved: Path | None = None) -> tuple[Config, Path | None]:
-    """The configuration that a command line means, and the TOML file it names (None if none).
+    """Parse a command line. Returns the configuration, and the TOML file it names (None if none).
 
-    Later wins: defaults, the `saved` configuration of a run that is resumed, the TOML file, the options.
-    Raises UserError for whatever is unknown, of the wrong type or out of range.
+    Of the defaults, the `saved` configuration of a resumed run, the TOML file and the options, later ones win.
+    UserError for an option that is unknown, of the wrong type or out of range.
     """
     file = Path(expand_home(arguments[0])) if arguments and not arguments[0].startswith("-") else None
     options = arguments[1:] if file else arguments
@@ -243,12 +248,12 @@ def parse(arguments: Sequence[str], saved: Path | None = None) -> tuple[Config, 
 
 
 def read_saved(path: Path) -> Config:
-    """The configuration that a run, perhaps of an earlier version, keeps in `path`. UserError if it is damaged."""
+    """Read the configuration that a run, perhaps of an earlier version, saved. UserError if it is damaged."""
     return parse([], saved=path)[0]
 
 
 def save(config: Config, path: Path) -> None:
-    """Write every field as TOML, under the headings of their groups. Raises OSError."""
+    """Write every option as TOML, under the headings of the groups. Raises OSError."""
     lines = []
     for group in option_groups(Config):
         lines += [
@@ -260,7 +265,7 @@ def save(config: Config, path: Path) -> None:
 
 
 def from_dict(values: object, source: str) -> Config:
-    """A configuration from a checkpoint's mapping; UserError if `source` does not hold one."""
+    """Make a configuration from a checkpoint's mapping. UserError, naming `source`, if it is not one."""
     if isinstance(values, dict):
         values = renamed(values, source)
     if not isinstance(values, dict) or not set(values) <= set(PARSER.fields):
@@ -284,7 +289,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _tokens(entries: Mapping[str, Any], source: str) -> list[str]:
-    """Entries of a TOML file as options of a command line. UserError that names the file for an unknown one."""
+    """Turn entries of a TOML file into options of a command line. UserError, naming the file, for an unknown one."""
     for name, value in entries.items():
         if isinstance(value, dict | list):
             raise UserError(f"{source}: {name} must be a single value, not a table or list; write `{name} = value`")
@@ -298,5 +303,5 @@ def _tokens(entries: Mapping[str, Any], source: str) -> list[str]:
 def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    # JSON's strings are TOML's, but for one character that JSON need not escape.
+    # JSON strings are TOML strings, except for one character that only TOML requires to be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else str(value)

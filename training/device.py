@@ -1,4 +1,4 @@
-"""Where a run computes, in which precision, and whether compiled: decided once, here, and said in words."""
+"""Decides where a run computes, in which precision, and whether compiled; and says why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.distributed import ALONE, World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Dense bf16 peak in TFLOP/s by a part of the device name, from the makers' data sheets. MFU is given for these only.
+# Dense bf16 peak in TFLOP/s, from the makers' data sheets, by a part of the device's name. Others have no MFU.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -26,7 +26,7 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
 }
 
-# On a CPU compiling takes about 25 s, and saves up to two fifths of each step (docs/log.md).
+# On a CPU, compiling takes about 25 s and saves up to two fifths of each step (docs/log.md).
 CPU_COMPILE_STEPS = 2000
 
 
@@ -39,7 +39,7 @@ class Device:
     compile: bool
     why_compile: str
     why_fewer_threads: str = ""
-    """Than the machine has cores."""
+    """Why there are fewer threads than cores; empty if there are not."""
 
     def autocast(self) -> AbstractContextManager[None]:
         if self.dtype is torch.float32:
@@ -47,7 +47,7 @@ class Device:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss in float16, whose small gradients vanish; passes everything through otherwise."""
+        """A scaler for float16, in which small gradients would become 0. In other precisions it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
     def synchronize(self) -> None:
@@ -55,12 +55,12 @@ class Device:
             torch.cuda.synchronize(self.device)
 
     def uncompiled(self, why: str) -> Device:
-        """This one without compilation, and without what only that needs."""
+        """The same device without compilation, and without the deterministic algorithms that compiling needs."""
         torch.use_deterministic_algorithms(False)
         return replace(self, compile=False, why_compile=why)
 
     def peak_flops(self) -> float | None:
-        """bf16 peak in FLOP/s of a GPU that is in the table, else None."""
+        """Peak FLOP/s of this GPU in bf16; None if it is not in the table, or computes in float32."""
         if self.device.type != "cuda" or self.dtype is torch.float32:
             return None
         name = torch.cuda.get_device_name(self.device)
@@ -82,9 +82,9 @@ class Device:
 
 
 def choose_device(config: Config, world: World = ALONE) -> Device:
-    """What the configuration asks for, or the best there is; UserError if this machine cannot do it.
+    """The device that the configuration asks for, or the best one. UserError if this machine lacks it.
 
-    Of several processes each takes the GPU of its local rank.
+    With several processes, each takes the GPU of its local rank. Also sets PyTorch's number of threads, and its modes.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -95,7 +95,7 @@ def choose_device(config: Config, world: World = ALONE) -> Device:
         torch.set_float32_matmul_precision("high")  # tf32
     compiled, why = _decide_compile(config, device)
     if compiled and device.type == "cpu":
-        # Inductor's scatters add in the order in which threads arrive; a resumed run must equal the uninterrupted one.
+        # Inductor's scatters add in the order in which threads arrive, but a resumed run must equal the original one.
         torch.use_deterministic_algorithms(True, warn_only=True)
     fewer = why_fewer(torch.get_num_threads(), config.num_threads)
     return Device(device, _find_dtype(config.dtype, device), compiled, why, fewer)

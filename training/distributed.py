@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several that torchrun (or SLURM) started, and what they must agree on."""
+"""The processes of a run: one, or several started by torchrun or SLURM. How they talk, and how they share a step."""
 
 from __future__ import annotations
 
@@ -18,40 +18,39 @@ import torch.distributed as dist
 
 from common.errors import UserError
 
-# Longer than any process lets the others wait: while drawing, sampling, or reading the data. A network that is gone
-# without a word (a machine without power) is noticed after this.
+# Longer than a process ever keeps the others waiting, while it draws, samples or reads data. A machine that loses its
+# power sends no sign, and is noticed only after this time.
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
 class LostProcess(UserError):
-    """Another process of the run is gone; every process that notices says so."""
+    """Another process of the run has ended. Every process that notices prints it."""
 
     everywhere = True
 
 
 class NoWorld(UserError):
-    """The processes of a run could not find each other."""
+    """The processes of a run could not connect to each other."""
 
     everywhere = True
 
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this one is. `World()` is a run in a single process.
+    """This process's place among the processes of a run. `World()` is a run in a single process.
 
-    The small things that processes tell each other (losses, signals, mistakes) go over gloo on the CPU, gradients over
-    NCCL where they are on GPUs.
+    Losses, signals and errors are exchanged over gloo on the CPU; gradients that are on GPUs, over NCCL.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     group: Any = None
-    """The torch process group that they talk in; None for the one of all."""
+    """The torch process group they talk in; None for the default one."""
 
     @property
     def is_main(self) -> bool:
-        """The process that prints, logs and writes what is not sharded."""
+        """Whether this process prints, logs and writes everything that is not sharded."""
         return self.rank == 0
 
     def mean(self, value: float) -> float:
@@ -75,11 +74,11 @@ class World:
         return [float(value) for value in tensor]
 
     def broadcast(self, value: Any) -> Any:
-        """A JSON-able value of the main process, on every process. (Torch's own way would unpickle it.)"""
+        """The main process's `value`, which JSON can hold. (Torch's own broadcast of objects would unpickle it.)"""
         return self.gather(value)[0] if self.size > 1 else value
 
     def gather(self, value: Any) -> list[Any]:
-        """The JSON-able values of all processes, by rank, on every process."""
+        """The values of all processes, by rank. JSON must be able to hold them."""
         if self.size == 1:
             return [value]
         text = json.dumps(value).encode()
@@ -92,13 +91,13 @@ class World:
             dist.all_gather(texts, padded, group=self.group)
         return [json.loads(bytes(text.tolist())) for text in texts]
 
-    def twin(self) -> World:
-        """The same processes, over connections of their own. Every process must call it."""
+    def with_own_connections(self) -> World:
+        """The same processes with new connections, for use by another thread. Every process must call it."""
         return replace(self, group=dist.new_group(backend="gloo")) if self.size > 1 else self
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A stretch that every process goes through: a mistake met by one is raised on all, in one sentence."""
+        """Surrounds work that every process does. If one fails with UserError or OSError, all raise UserError."""
         failure = None
         try:
             yield
@@ -119,10 +118,9 @@ ALONE = World()
 
 @contextmanager
 def join_world() -> Iterator[World]:
-    """The world that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+    """Connect to the other processes, as the environment says (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 
-    All processes but the main one are silent in it, except for errors that are theirs alone. NoWorld if the others
-    cannot be met.
+    Only the main process prints from then on; the others print errors alone. NoWorld if they cannot be reached.
     """
     world = World(*(_number(name, usual) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
     if not 0 <= world.rank < world.size:
@@ -144,7 +142,7 @@ def join_world() -> Iterator[World]:
     try:
         yield world
     finally:
-        if sys.exc_info()[0] is None:  # after an error the others may be gone, and waiting for them would not end
+        if sys.exc_info()[0] is None:  # after an error the others may have ended, and this would wait for them for ever
             dist.destroy_process_group()
 
 
@@ -158,7 +156,7 @@ def _number(name: str, usual: int) -> int:
 
 @contextmanager
 def detecting_lost_processes() -> Iterator[None]:
-    """Turns the many errors of a broken connection into LostProcess."""
+    """Turns the various errors of a broken connection into LostProcess."""
     try:
         yield
     except RuntimeError as error:  # torch's DistError is one, and so are gloo's own
@@ -170,15 +168,15 @@ def detecting_lost_processes() -> Iterator[None]:
 
 
 def is_connection_error(error: RuntimeError) -> bool:
-    """Whether a collective operation failed because of another process."""
+    """Whether a collective operation failed because another process did not take part."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection closed"))
 
 
 def share_of_step(sequences: int, batch_size: int, world_size: int) -> tuple[int, int]:
-    """How many of a step's sequences each process takes, and how many of these in one forward pass.
+    """Divide a step. Returns how many of its sequences each process takes, and how many of these in one forward pass.
 
-    The passes of a process are equally large and at most `batch_size`. UserError if the step cannot be shared evenly.
+    A process's passes are equally large, and at most `batch_size`. UserError if the step cannot be divided evenly.
     """
     share, rest = divmod(sequences, world_size)
     if rest:

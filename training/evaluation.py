@@ -1,4 +1,4 @@
-"""The loss on the validation split, the same batches every time."""
+"""Evaluation: the loss on the validation split, on the same batches every time."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,15 +11,15 @@ from training.config import Config
 from training.device import Device
 from training.distributed import ALONE, World
 
-EVALUATION_TOKENS = 8192  # a whole-split evaluation takes larger batches than training: no gradients to keep
+EVALUATION_TOKENS = 8192  # without gradients larger batches than in training fit, which is faster over a whole split
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, stream: TokenStream, config: Config, device: Device, world: World = ALONE) -> float:
     """Mean cross entropy per token, in nats; over the whole split if config.eval_iters is 0.
 
-    Every process of `world` must call it, and takes each world.size-th batch. Give it the uncompiled model: batches of
-    other shapes than in training would be compiled anew.
+    Every process of `world` must call it, and evaluates every world.size-th batch. `model` should not be compiled: the
+    batches have other shapes than in training, and each shape would be compiled again.
     """
     was_training = model.training
     model.eval()
@@ -36,9 +36,16 @@ def evaluate(model: nn.Module, stream: TokenStream, config: Config, device: Devi
     return total / tokens
 
 
+def check_evaluation(stream: TokenStream, config: Config) -> None:
+    """Raise UserError if the split has too little text for an evaluation. To be told before training, not after."""
+    evaluation_batches(stream, config.block_size, config.batch_size, config.eval_iters)
+
+
 def _my_batches(batches: Iterable[Batch], world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
-    """Equally many batches for every process: one that is left over in the last round sees an earlier one again, which
-    does not count. For the processes of a sharded model must go through its layers together.
+    """The batches of this process, and whether each counts. Every process gets the same number of them.
+
+    The processes of a sharded model have to go through its layers together. So a process without a batch of its own in
+    the last round repeats an earlier one, which does not count.
     """
     waiting: list[Batch] = []
     for batch in batches:

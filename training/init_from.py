@@ -1,4 +1,4 @@
-"""Starting from a trained model: a GPT-2 that the transformers package reads, or an MLP run of our own."""
+"""Starting from a trained model: a GPT-2 read by the transformers package, or an MLP run of train.py."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor
 from common.errors import UserError
 from corpus.tokenizer import Tokenizer
 from model import GPT, SPLINES, GPTConfig
-from training.checkpoint import checkpoint_folder, load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.checkpoint_files import checkpoint_folder
 from training.config import Config
 
 USUAL_SWAP = "blocks.*.ffn.c_fc"  # the first matrix of each MLP
-HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # those without an owner
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # names without an owner
 NANOGPT_WORDS = {
     "scratch": "a run starts with a new model unless --init_from names one: leave it out",
-    "resume": "a run goes on with --resume True, and --out_dir if it has another name than the usual",
+    "resume": "a run goes on with --resume True, and with --out_dir if it is not in its usual directory",
 }
-# The options of the model that stay the user's are those of splines and these; all others are the source's.
-NOT_OF_THE_SOURCE = {"num_control_points", "spline_width", "dropout"}
-# transformers' name of the activation → our name of the layer.
+# Model options that the user still chooses, besides all kan_ ones. The rest comes from the source.
+CHOSEN_BY_USER = {"num_control_points", "spline_width", "dropout"}
+# The activation's name in transformers → the layer's name here.
 ACTIVATIONS = {"gelu_new": "mlp_tanh", "gelu_pytorch_tanh": "mlp_tanh", "gelu": "mlp"}
 
 
@@ -34,14 +35,14 @@ class Source:
 
     name: str
     architecture: dict[str, Any]
-    """The options of GPTConfig that define it."""
+    """The options of GPTConfig that define the model."""
     state: dict[str, Tensor]
-    """Its parameters, by their names in GPT."""
+    """The parameters, by their names in GPT."""
     tokenizer: Tokenizer | None
-    """What its tokens mean; None where that is not recorded."""
+    """The tokenizer it was trained with; None if that is not recorded."""
 
     def configure(self, config: Config) -> Config:
-        """The source's architecture in place of the configured one; with ffn splines its linear layers are swapped."""
+        """Replace the configured architecture by the source's, and choose the linear layers to swap for splines."""
         ffn = self.architecture["ffn"]
         if config.ffn not in (*SPLINES, ffn, "mlp"):
             raise UserError(
@@ -52,9 +53,9 @@ class Source:
         return dataclasses.replace(config, **self.architecture, kan_swap=swap)
 
     def build(self, config: GPTConfig, tokenizer: Tokenizer) -> GPT:
-        """The model of `config` with the source's parameters; what is swapped computes what it did.
+        """Build the model of `config` with the source's parameters. Swapped layers compute the same as before.
 
-        UserError if `tokenizer`, that of the data, is not the source's.
+        UserError if the data's `tokenizer` is not the source's.
         """
         same = self.tokenizer is None or self.tokenizer.to_metadata() == tokenizer.to_metadata()
         if not same or tokenizer.vocab_size != self.architecture["vocab_size"]:
@@ -71,16 +72,16 @@ class Source:
 
 
 def read_source(name: str) -> Source:
-    """The model that `--init-from` names: a run, a checkpoint file, a folder or a name for transformers. UserError."""
+    """Read the model that `--init-from` names: a run, a checkpoint, or a folder or name for transformers. UserError."""
     path = Path(name)
     if path.suffix == ".pt" or checkpoint_folder(path).is_dir():
         return _from_run(path)
-    _refuse_what_no_hub_has(name)
+    _refuse_impossible_names(name)
     return _from_transformers(name)
 
 
-def _refuse_what_no_hub_has(name: str) -> None:
-    """UserError for words that mean something else elsewhere, and for mistyped paths: a hub would be asked for long."""
+def _refuse_impossible_names(name: str) -> None:
+    """Raise UserError for nanoGPT's words and mistyped paths, for which transformers would search its hub for long."""
     path = Path(name)
     if name in NANOGPT_WORDS:
         raise UserError(f"--init_from {name} is nanoGPT's way to say it; here {NANOGPT_WORDS[name]}")
@@ -106,8 +107,8 @@ def _from_run(path: Path) -> Source:
 
 
 def architecture_of(config: GPTConfig) -> dict[str, Any]:
-    """The options that a source decides about."""
-    names = {field.name for field in dataclasses.fields(GPTConfig)} - NOT_OF_THE_SOURCE
+    """The options that the source decides."""
+    names = {field.name for field in dataclasses.fields(GPTConfig)} - CHOSEN_BY_USER
     return {name: getattr(config, name) for name in names if not name.startswith("kan_")}
 
 
@@ -119,11 +120,11 @@ def _from_transformers(name: str) -> Source:
         raise UserError(
             f"--init-from {name} needs the package transformers (pip install transformers); a run of train.py does not"
         ) from None
-    logging.disable_progress_bar()  # of reading the file; that of a download is the hub's own
+    logging.disable_progress_bar()  # while reading the file; a download has another one
     logging.set_verbosity_error()
     try:
         theirs = GPT2LMHeadModel.from_pretrained(name, use_safetensors=True)
-    except Exception as error:  # of the network, of files, of JSON: as many kinds as things can go wrong
+    except Exception as error:  # networks, files and JSON raise many kinds
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise UserError(
             f"--init-from {name} cannot be loaded ({reason}); give a run or checkpoint of train.py, a folder saved by "
@@ -145,7 +146,7 @@ def _from_transformers(name: str) -> Source:
 
 
 def gpt2_architecture(config: Any) -> dict[str, Any]:
-    """The options of GPTConfig that make it the GPT-2 of a transformers configuration."""
+    """The options of GPTConfig for the GPT-2 of a transformers configuration."""
     return {
         **architecture_of(GPTConfig()),
         "n_layer": config.n_layer,
@@ -164,12 +165,12 @@ def gpt2_architecture(config: Any) -> dict[str, Any]:
 
 
 def gpt2_state(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of a GPT2LMHeadModel under our names. Its Conv1D keep their weights as (inputs, outputs)."""
+    """Rename and transpose the parameters of a GPT2LMHeadModel. Its Conv1D layers have weights (inputs, outputs)."""
     state = {}
     for name, tensor in theirs.items():
         parts = name.removeprefix("transformer.").split(".")
         if parts[-1] in ("masked_bias", "bias") and parts[-2] == "attn":
-            continue  # the causal mask, which old versions saved
+            continue  # the causal mask, which old versions of transformers saved
         if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             tensor = tensor.t()
         state[".".join(OUR_NAMES.get(part, part) for part in parts)] = tensor.detach().float()

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal lets the step finish and be saved; a second one ends the process at once."""
+"""Stopping on request: after a signal the step is finished and saved. A second signal ends the process at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType
 
 from training.distributed import LostProcess, World
 
-# SIGUSR1 is what SLURM sends ahead of a time limit (sbatch --signal), SIGHUP comes when a terminal is closed or its
-# connection drops. Windows has neither.
+# SLURM sends SIGUSR1 before a time limit (sbatch --signal). SIGHUP comes when a terminal is closed or its connection
+# drops. Windows has neither.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
-# Ctrl-C reaches the processes of a run twice: from the terminal, and from torchrun, which passes it on.
+# Ctrl-C reaches the processes of a run twice: from the terminal, and within this time from torchrun.
 ECHO_S = 1.0
 
 
 class StopRequest:
-    """Context in which these signals set `signal_name` instead of killing the process."""
+    """A context in which SIGNALS set `signal_name` instead of ending the process."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -35,7 +35,7 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # torchrun ends all processes as soon as one is lost; what the others have to say of it comes first.
+        # When one process is lost, torchrun ends the others. They ignore that, so as to print their error first.
         last_words = isinstance(error, LostProcess)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if last_words else handler)  # type: ignore[arg-type]
@@ -44,9 +44,9 @@ class StopRequest:
         return self.signal_name is not None
 
     def agree(self, world: World) -> bool:
-        """Whether to stop after this step; every process must ask, and all of them hear of a signal that one got.
+        """Whether any process got a signal. Every process must call it, and all get the same answer.
 
-        One that comes while they are asking counts the next time: the others do not know of it yet.
+        A signal that arrives during the call counts the next time, because the others do not know of it yet.
         """
         number = world.max(self.exit_code)
         if number and not self:
@@ -58,7 +58,7 @@ class StopRequest:
         self.exit_code = 128 + number  # what a shell reports for a process ended by this signal
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if _is_hangup(number):  # nobody's wish to end at once: kernel, shell and session manager may each send one
+        if _is_hangup(number):  # a second one is no wish to end at once: kernel and shell may each send one
             if not self:
                 self._note(number)
             return
@@ -68,11 +68,11 @@ class StopRequest:
                 os._exit(128 + number)
             return
         self._received_at = now
-        if self:  # told of it by another process
+        if self:  # another process has already announced it
             return
         self._note(number)
         if os.environ.get("RANK", "0") == "0":
-            with contextlib.suppress(OSError):  # raised from here it would end the step
+            with contextlib.suppress(OSError):  # an exception from here would end the step
                 os.write(2, f"\n{self.signal_name}: finishing the step, then saving; again to stop at once\n".encode())
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the record of a run: one JSON object for each step that was logged."""
+"""metrics.jsonl, the log of a run: a JSON object for each step that was logged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Metrics:
-    """`metrics.jsonl`: one JSON object a line, the record that plots and tests read."""
+    """Writes metrics.jsonl, one JSON object per line."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Append to `path`, without what a resumed run had written after `resume_step`, or half a last line."""
+        """Open `path` to append. Lines after `resume_step` are removed, as the resumed run writes them again."""
         kept = [line for line, record in valid_lines(path) if record["step"] <= resume_step]
         text = "".join(line + "\n" for line in kept)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -29,12 +29,12 @@ class Metrics:
         self._file.flush()
 
     def close(self) -> None:
-        with suppress(OSError):  # a full disk has been reported by the write that met it
+        with suppress(OSError):  # the write that met a full disk has reported it
             self._file.close()
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None for numbers that are not finite, down to the last of nested lists and dicts."""
+    """Replace numbers that are not finite by None, in nested lists and dicts too."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -43,7 +43,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The records of the run in `directory` that can be read, in the order of their steps."""
+    """Read the records of a run, in the order of their steps. Damaged lines are left out."""
     try:
         records = [record for _, record in valid_lines(directory / METRICS_FILE)]
     except OSError:
@@ -52,7 +52,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def valid_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines that hold an object with a step, and the objects. A run that is killed leaves half a last line."""
+    """The lines that hold an object with a step, and these objects. A killed run may leave half a last line."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""The other processes on this machine's cores: notice when steps are slow because of them, and say so once."""
+"""Notices when steps become slow because other processes use this machine's cores, and says so once."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from collections.abc import Callable
 from common.cores import Usage, affine_cores
 
 WINDOW_S, WINDOW_STEPS = 2.0, 3
-"""Steps are judged by windows of at least so many seconds and steps: a hiccup is no neighbour."""
+"""Steps are judged in windows of at least so many seconds and steps, so that a single slow step does not count."""
 WINDOWS_BEFORE, WINDOWS_KEPT = 3, 1000
+"""Windows that show what is usual before any is judged, and how many are remembered."""
 SLOWER = 1.6
-"""So many times a run's median is slow if others can be seen to take more than before,"""
+"""Slow is this many times the run's median, if other processes can be seen to use more than before;"""
 MUCH_SLOWER = 3.0
-"""and so many where that cannot be seen."""
+"""and this many times, if that cannot be seen."""
 TAKEN = 0.4
-"""Cores that must be taken, more than before and from the run's own threads."""
+"""Cores that other processes must use more than before, and more than the run's threads leave free."""
 
 
 class Neighbours:
-    """Watches the steps of a run on the CPU. Their times must be those of training alone, evaluations left out."""
+    """Watches the times of training steps on the CPU. Evaluations must not be in them."""
 
     def __init__(
         self, threads: int, silent: bool = False, cores: int | None = None, usage: Callable[[], Usage] = Usage.now
     ) -> None:
-        """`silent`: for a run on a GPU; `cores`: those that this process is bound to; `usage`: how busy they were."""
+        """`silent`: for a run on a GPU. `cores`: how many this process may use. `usage`: measures how busy they are."""
         self._threads, self._cores, self._usage = threads, cores or affine_cores(), usage
         self._has_nothing_to_say = silent
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: from now on steps are different ones."""
-        self._medians: deque[float] = deque(maxlen=WINDOWS_KEPT)  # of the steps of each window
-        self._taken: deque[float] = deque(maxlen=WINDOWS_KEPT)  # cores that others took in it
+        """Start again, because steps from now on take another time."""
+        self._medians: deque[float] = deque(maxlen=WINDOWS_KEPT)  # seconds of a step, for each window
+        self._taken: deque[float] = deque(maxlen=WINDOWS_KEPT)  # cores that other processes used in it
         self._begin()
 
     def _begin(self) -> None:
@@ -42,7 +43,7 @@ class Neighbours:
         self._start = self._usage()
 
     def notice(self, step_s: float) -> None:
-        """Take note of a step of so many seconds. The first time that a window is slow, print why and what helps."""
+        """Count a step that took `step_s` seconds. The first time that a window is slow, print why and what helps."""
         if self._has_nothing_to_say:
             return
         self._steps.append(step_s)
@@ -62,7 +63,7 @@ class Neighbours:
     def _is_slow(self, ratio: float, taken: float) -> bool:
         if math.isnan(taken):
             return ratio >= MUCH_SLOWER
-        wanted = self._threads + taken - self._cores  # cores more than there are
+        wanted = self._threads + taken - self._cores  # by how many cores all together exceed the machine
         more = taken - statistics.median(self._taken)
         return ratio >= SLOWER and min(wanted, more) >= TAKEN
 

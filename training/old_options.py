@@ -1,4 +1,4 @@
-"""Options of earlier versions: a sentence for whoever still writes them, and their translation in old runs."""
+"""Options of earlier versions: what to write instead, and how they are read in the files of old runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 
-# "name", or "name=value" where only a value is gone → what to write now.
+# "name", or "name=value" if only that value is gone → what to write now.
 RETIRED = {
     "ffn=kan": "write --ffn splines for one spline layer, or --ffn gated_splines",
     "kan_block": "write --ffn splines for plain ones, or --ffn gated_splines",
@@ -26,9 +26,9 @@ RETIRED = {
 
 
 def renamed(saved: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The options of `saved`, which a run perhaps of an earlier version kept in `source`, as they are called today.
+    """Rename the options that a run, perhaps of an earlier version, saved in `source` to those of today.
 
-    Says so on standard error, once a process. UserError for values that no version can have written.
+    Prints a note on standard error if any changed, once per process. UserError for values that no version has written.
     """
     try:
         new = _translated(saved)
@@ -42,7 +42,7 @@ def renamed(saved: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _translated(old: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of today that stand for what `old` has of retired ones."""
+    """The options of today that replace the retired ones in `old`."""
     new: dict[str, Any] = {}
     if old.get("ffn") == "kan":
         new["ffn"] = "gated_splines" if old.get("kan_block") == "gated" else "splines"
@@ -65,7 +65,7 @@ def _say(sentence: str) -> None:
 
 
 def matched_width(values: Mapping[str, Any]) -> int:
-    """The hidden width that `ffn_match` led to: as many parameters as plain splines of num_control_points."""
+    """The hidden width that `ffn_match` gave: as many parameters as plain splines with num_control_points."""
     points = values["num_control_points"] - values.get("kan_zero_centred", False)
     matrices = {"mlp": 2, "mlp_tanh": 2, "relu2": 2, "swiglu": 3}.get(values["ffn"], points + 2)
     multiple = points - bool(values.get("attention_gate"))

@@ -1,9 +1,9 @@
-"""The optimizer: AdamW, or Muon for the matrices of the blocks; weight decay on what multiplies, none on the rest.
+"""The optimizer: AdamW, or Muon for the matrices of the blocks. Only matrices and splines get weight decay.
 
-Muon is momentum whose update is made orthogonal (Jordan et al. 2024). For a matrix in hidden layers the gradient is
-dominated by a few directions; with all of its singular values set to about one, the rare directions are learnt as
-fast. A spline layer is a stack of matrices, one for each control point, and a fused query-key-value matrix is three:
-each is made orthogonal on its own.
+Muon is momentum with an orthogonalized update (Jordan et al. 2024). A few directions dominate the gradient of a hidden
+layer's matrix. Once all its singular values are about one, the rare directions are learnt as fast. A spline layer
+is a stack of matrices, one for each control point, and a fused query-key-value matrix is three: each is orthogonalized
+on its own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from backends import amx
 from training.config import Config
-from training.shards import like
+from training.sharded_tensors import like
 
 MOMENTUM = 0.95
 ITERATIONS = 5
-# Of the quintic a·s + b·s³ + c·s⁵ that drives singular values towards one: steep at 0 and within 0.3 of 1 after five
-# rounds, which serves as well as exactness (Jordan's figures).
+# Coefficients a, b, c of the quintic a·s + b·s³ + c·s⁵ that moves a singular value s towards one. It is steep at 0 and
+# ends within 0.3 of 1 after five iterations, which trains as well as exact ones (Jordan's figures).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 _STEP = inspect.unwrap(torch.optim.AdamW.step)
 
@@ -52,12 +52,12 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def owner(name: str) -> str:
-    """The name of the module that has the parameter `name`."""
+    """The name of the module that owns the parameter `name`."""
     return name.rpartition(".")[0]
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over moments and step counts from a checkpoint, but keep the options (betas, weight decay) of now."""
+    """Load moments and step counts from a checkpoint, but keep the present options (betas, weight decay)."""
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, now in zip(optimizer.param_groups, options, strict=True):
@@ -65,16 +65,16 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """`learning_rate` is AdamW's; groups with a `rate` of their own keep that many times as much."""
+    """Set AdamW's learning rate; groups with a `rate` get that many times as much."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("rate", 1.0)
 
 
 class AdamW(torch.optim.AdamW):
-    """torch.optim.AdamW, bit for bit, but its first call does not import torch._dynamo (0.9 s).
+    """torch.optim.AdamW, bit for bit, but its first call does not import torch._dynamo, which takes 0.9 s.
 
-    PyTorch decorates these methods of optimizers to keep its compiler away from them, which imports it. The functions
-    below are those without the decorators; where a release of PyTorch has none, they are the methods themselves.
+    PyTorch decorates these methods to keep its compiler out of them, and the decorators import it. The functions below
+    are the undecorated methods. In a release without decorators, `unwrap` returns the methods themselves.
     """
 
     add_param_group: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -85,22 +85,22 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         return self.adamw_step(closure)
 
-    @torch.no_grad()  # as the decorator of PyTorch's own has it
+    @torch.no_grad()  # which PyTorch's decorator also does
     def adamw_step(self, closure: Any = None) -> Any:
-        """A step without the hooks of `step`, for classes that add to it."""
+        """Take a step without the hooks of `step`, for subclasses that extend it."""
         return _STEP(self, closure)
 
 
 class MuonAdamW(AdamW):
-    """AdamW, but Muon for groups that have `muon_pieces`.
+    """Muon for parameter groups that have `muon_pieces`, AdamW for the others.
 
-    `muon_pieces` lists, for each parameter of its group, into how many matrices its rows are cut if it has two
-    dimensions; one of three dimensions is a stack (rows, stack, columns), as the weight of a spline layer is.
+    `muon_pieces` gives, for each two-dimensional parameter of the group, the number of matrices into which its rows are
+    divided. A three-dimensional one is a stack (rows, stack, columns), like the weight of a spline layer.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
         super().__init__(groups, **options)
-        self._step_supports_amp_scaling = False  # the fused AdamW would skip overflown steps itself, Muon would not
+        self._step_supports_amp_scaling = False  # else fused AdamW skips overflown steps itself, and Muon does not
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -118,7 +118,7 @@ class MuonAdamW(AdamW):
     def _muon_step(self, group: dict[str, Any]) -> None:
         by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         decay = 1 - group["lr"] * group["weight_decay"]
-        sharded: list[tuple[Tensor, Tensor]] = []  # parameters in pieces, and their whole steps
+        sharded: list[tuple[Tensor, Tensor]] = []  # sharded parameters, and their whole updates
         for parameter, pieces in zip(group["params"], group["muon_pieces"], strict=True):
             if parameter.grad is None:
                 continue
@@ -129,7 +129,7 @@ class MuonAdamW(AdamW):
             state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
             update = parameter.grad.lerp(state["momentum"], MOMENTUM)  # Nesterov's look ahead
             target = parameter
-            if hasattr(update, "full_tensor"):  # a singular value is one of the whole matrix
+            if hasattr(update, "full_tensor"):  # singular values belong to the whole matrix
                 update = update.full_tensor()
                 target = torch.zeros_like(update)
                 sharded.append((parameter, target))
@@ -146,16 +146,16 @@ class MuonAdamW(AdamW):
 
 
 def matrices(tensor: Tensor, pieces: int) -> Tensor:
-    """A view as (stack, inputs, outputs): of a linear weight (outputs, inputs), or of (inputs, stack, outputs)."""
+    """View a linear weight (outputs, inputs), or a stack (inputs, stack, outputs), as (stack, inputs, outputs)."""
     if tensor.dim() == 3:
         return tensor.transpose(0, 1)
     return tensor.unflatten(0, (pieces, -1)).transpose(1, 2)
 
 
 def orthogonalize(stack: Tensor) -> Tensor:
-    """The nearest matrices whose singular values are all about one (0.7 … 1.2): (stack, rows, columns).
+    """Move the singular values of each matrix of `stack` (stack, rows, columns) close to one (0.7 … 1.2).
 
-    By Newton-Schulz iterations: matrix products only, whose precision matters little here.
+    Newton-Schulz iterations need only matrix products, whose precision matters little here.
     """
     a, b, c = QUINTIC
     tall = stack.shape[1] > stack.shape[2]
@@ -169,6 +169,6 @@ def orthogonalize(stack: Tensor) -> Tensor:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where matrix units multiply it: GPUs, and CPUs with AMX, on which it takes half the time of float32."""
+    """bfloat16 on GPUs and on CPUs with AMX, where it takes half the time of float32; else float32."""
     has_units = device.type == "cuda" or (device.type == "cpu" and amx.is_supported())
     return torch.bfloat16 if has_units else torch.float32

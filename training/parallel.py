@@ -17,18 +17,18 @@ from training.checkpoint import read_state
 from training.device import Device
 from training.distributed import World
 from training.optimizer import load_state
-from training.shards import full, like, local
+from training.sharded_tensors import full, like, local
 
 
 class ParallelModel:
-    """Forward and backward passes whose gradients are the mean over all processes, compiled if the device says so.
+    """Runs forward and backward passes whose gradients are the mean over all processes. Compiles them if asked to.
 
-    `model` is the GPT itself: to evaluate, to save, and to make the optimizer of. Its parameters are DTensors if it is
-    sharded, and then all processes must go through its layers together.
+    `model` is the GPT itself, which is evaluated, saved and given to the optimizer. If it is sharded, its parameters
+    are DTensors, and all processes must go through its layers together.
     """
 
     def __init__(self, model: GPT, device: Device, world: World, fsdp: bool) -> None:
-        """`model`: the same on every process; on the device, or on the CPU if it is to be sharded."""
+        """`model` has the same parameters on every process. It is on the device, or on the CPU to be sharded."""
         self.model, self.device, self.world, self.sharded = model, device, world, fsdp
         self._replica: DistributedDataParallel | None = None
         if fsdp:
@@ -41,16 +41,16 @@ class ParallelModel:
         if self.world.size > 1 and not self.sharded:
             ids = [self.device.device] if self.device.device.type == "cuda" else None
             self._replica = step_model = DistributedDataParallel(self.model, device_ids=ids)
-        # The blocks of a sharded model are compiled one by one, since their parameters come and go.
+        # The blocks of a sharded model are compiled one by one (`shard`): their parameters are gathered and freed.
         self._step_model: Any = torch.compile(step_model) if self.device.compile and not self.sharded else step_model
 
     def use(self, device: Device) -> None:
-        """Go on as `device`, the same one, says now: compiled or not."""
+        """Replace the settings of the device, for example to go on uncompiled."""
         self.device = device
         self.wrap()
 
     def __str__(self) -> str:
-        """Its words in the line about the device; empty for one process."""
+        """A clause that says how processes share the model; empty for one process."""
         how = "sharded over (FSDP2)" if self.sharded else "replicated on (DDP)"
         return f"; {how} {self.world.size} processes" if self.world.size > 1 else ""
 
@@ -58,23 +58,24 @@ class ParallelModel:
         self._step_model.train()
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross entropy of one pass: x and y (sequences, block_size) → ()."""
+        """Mean cross entropy of one micro-batch: x and y (sequences, block_size) → ()."""
         with self.device.autocast():
             return self._step_model(x.to(self.device.device), y.to(self.device.device))[1]
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around a forward and backward pass; gradients are exchanged in a step's last one only."""
+        """Surrounds a forward and backward pass. Only the last one of a step exchanges gradients."""
         if self.sharded:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         with self._replica.no_sync() if self._replica is not None and not last else nullcontext():
             yield
 
     def run_throwaway_pass(self, x: Tensor, y: Tensor) -> None:
-        """One pass whose gradients are thrown away, so that a resumed run adds them in the uninterrupted run's order.
+        """Run one throwaway backward pass with DDP, so that a resumed run gives the numbers of an uninterrupted one.
 
-        DDP regroups gradients into buckets after its first backward pass, in the order in which they came. With more
-        than two processes the place of a gradient in a bucket decides the order in which their parts are added.
+        DDP regroups gradients into buckets after its first backward pass, in the order in which they arrived. With more
+        than two processes, the place of a gradient in its bucket decides the order in which the processes' parts are
+        added, and so the rounding.
         """
         if self._replica is None:
             return
@@ -83,31 +84,31 @@ class ParallelModel:
         self.model.zero_grad(set_to_none=True)
 
     def clip_gradients(self, limit: float) -> float:
-        """Scale the whole gradient down to the norm `limit`; returns the norm that it had."""
+        """Scale the whole gradient down to the norm `limit`; returns its norm before that."""
         norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         return float(norm.full_tensor() if self.sharded else norm)
 
     def is_finite(self) -> bool:
-        """Whether this process's parameters are."""
+        """Whether all parameters, or this process's part of them, are finite."""
         return all(bool(local(parameter).isfinite().all()) for parameter in self.model.parameters())
 
     def sharded_state(self, header: dict[str, Any], optimizer: torch.optim.Optimizer) -> Any:
-        """For a checkpoint in pieces."""
-        from training.sharded_checkpoint import sharded_state  # half a second of imports that others need not wait for
+        """The state for a sharded checkpoint, a ShardedState."""
+        from training.sharded_checkpoint import sharded_state  # takes half a second to import, and few runs need it
 
         return sharded_state(header, self.model, optimizer)
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-        """Fill parameters and moments from a checkpoint of either kind, in place.
+        """Fill parameters and moments in place from the checkpoint at `path`, sharded or not.
 
-        `state`: what `open_checkpoint` gave for `path`. RuntimeError, ValueError or KeyError if it does not fit.
+        `state` is what `open_checkpoint` returned for it. RuntimeError, ValueError or KeyError if it does not fit.
         """
-        if self.sharded and path.is_dir():
-            from training.sharded_checkpoint import ShardedCheckpoint
+        if state["model"] is None:  # the checkpoint is sharded
+            if self.sharded:
+                from training.sharded_checkpoint import Shards
 
-            ShardedCheckpoint.open(path, verify=False).restore(self.model, optimizer)
-            return
-        if path.is_dir():
+                Shards(path).restore(self.model, optimizer)
+                return
             state = read_state(path)
         model_state, moments = state["model"], state["optimizer"]
         if self.sharded:
@@ -120,9 +121,9 @@ class ParallelModel:
         load_state(optimizer, moments)
 
     def whole(self) -> GPT | None:
-        """The model in one piece, to draw and sample with: a copy on the CPU, of the main process only, if sharded.
+        """The whole model, to draw and sample with. Every process must call it.
 
-        Every process must call it.
+        If the model is sharded, the main process gets a copy on the CPU and the others get None.
         """
         if not self.sharded:
             return self.model
@@ -135,7 +136,7 @@ class ParallelModel:
 
 
 def check_shardable(device: Device, world: World) -> None:
-    """UserError if `--fsdp True` cannot work here."""
+    """Raise UserError if `--fsdp True` cannot work here."""
     if world.size == 1:
         raise UserError("fsdp shares a model among several processes; start with torchrun, or leave --fsdp out")
     if device.dtype is torch.float16:
@@ -143,10 +144,10 @@ def check_shardable(device: Device, world: World) -> None:
 
 
 def shard(model: GPT, device: Device, world: World) -> None:
-    """Cut every parameter over all processes, block by block (FSDP2), in place.
+    """Shard every parameter over all processes, block by block, in place (FSDP2).
 
-    Parameters, moments and the sums of gradients stay float32; in bfloat16 the copies that travel to the processes
-    for a block's passes are bfloat16.
+    Parameters, moments and sums of gradients stay float32. With dtype bfloat16, the parameters that processes send each
+    other before a block's passes are bfloat16.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

@@ -1,4 +1,4 @@
-"""Progress: how far a run is, throughput without what is not training, and a line per log step."""
+"""Measures how far a run is and how fast its steps are, and formats the progress line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Progress:
-    """How far a run is: what changes from step to step besides parameters and optimizer state."""
+    """The state of a run that changes from step to step, besides parameters and optimizer."""
 
     step: int = 0
     train_loss: float = math.nan
@@ -20,9 +20,9 @@ class Progress:
     is_best: bool = False
     best_val_loss: float = math.inf
     skipped_steps: int = 0
-    """In a row, up to now."""
+    """Number of them in a row, up to now."""
     saved_step: int = -1
-    """The step whose checkpoint is written, or being written."""
+    """The step of the newest checkpoint, which may still be being written."""
 
     def note_validation(self, val_loss: float) -> None:
         self.val_loss = val_loss
@@ -32,21 +32,21 @@ class Progress:
 
 
 class Stopwatch:
-    """Measures training steps. Compiling, evaluating, saving and drawing happen in `pause` and do not count."""
+    """Measures training steps. Time in `pause` (evaluating, saving, drawing) does not count."""
 
     def __init__(
         self, tokens_per_step: int, elapsed_s: float = 0.0, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.tokens_per_step = tokens_per_step
         self._clock = clock
-        self._earlier = elapsed_s  # of the run before it was resumed
+        self._earlier = elapsed_s  # seconds of the run before it was resumed
         self._start = clock()
         self.step_s = float("nan")
         self._last_step = 0.0
         self.restart()
 
     def step(self) -> float:
-        """A step is done; its seconds, since the one before or since the last lap."""
+        """Count a step. Returns its seconds, from the end of the one before or the last lap."""
         trained = self._trained_s()
         self._steps += 1
         seconds, self._last_step = trained - self._last_step, trained
@@ -62,12 +62,12 @@ class Stopwatch:
         self._paused += self._clock() - start
 
     def restart(self) -> None:
-        """Forget the steps since the last lap: they held something, like compiling, that is not training."""
+        """Forget the steps since the last lap, because they include something else, such as compiling."""
         self._window_start, self._paused, self._last_step = self._clock(), 0.0, 0.0
         self._steps = 0
 
     def lap(self) -> None:
-        """Average `step_s` over the steps since the last lap, and start the next."""
+        """Set `step_s` to the mean over the steps since the last lap, and start the next lap."""
         if self._steps:
             self.step_s = self._trained_s() / self._steps
         self.restart()
@@ -78,7 +78,7 @@ class Stopwatch:
 
     @property
     def elapsed_s(self) -> float:
-        """Wall time of the run, everything included, and that before a resume."""
+        """Wall time of the run, with everything it did, before it was resumed too."""
         return self._earlier + self._clock() - self._start
 
 
@@ -90,9 +90,9 @@ def progress_line(
     stopwatch: Stopwatch,
     mfu: float | None = None,
 ) -> str:
-    """`step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`.
+    """A line like `step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`.
 
-    `evaluated`: whether the validation loss is that of this step; a star then says that it is the best so far.
+    `evaluated`: whether the validation loss belongs to this step. If it is also the best so far, it gets a star.
     """
     step = progress.step
     parts = [f"step {step}/{max_iters} {100 * step // max(1, max_iters)}%", f"loss {progress.train_loss:.3f}"]

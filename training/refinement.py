@@ -1,4 +1,4 @@
-"""Training coarse to fine: when the splines' grid gets more knots, and what becomes of the optimizer's state."""
+"""Training coarse to fine: when the splines get more knots, and how the optimizer's state is carried over."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from kan_layer import KANLayer
     from model import GPT
 
+# The per-parameter state of the optimizers (training/optimizer.py): 1 averages gradients, 2 averages their squares.
+MOMENT_ORDER = {"exp_avg": 1, "momentum": 1, "exp_avg_sq": 2}
+
 
 @dataclass(frozen=True)
 class Stage:
-    """From `step` steps on, splines of `points` control points."""
+    """Splines have `points` control points from step `step` on."""
 
     points: int
     step: int
 
 
 def parse_stages(text: str, num_control_points: int) -> tuple[Stage, ...]:
-    """The stages of `kan_refine`: "5@0,9@1000" is 5 control points at first and 9 after 1,000 steps.
+    """Parse `kan_refine`: "5@0,9@1000" means 5 control points at first, and 9 after 1,000 steps.
 
-    Raises ValueError if the text is not of that form, or if a stage's knots do not include those of the one before.
+    ValueError if the text has another form, or if the knots of a stage do not include those of the stage before.
     """
     if not text:
         return (Stage(num_control_points, 0),)
@@ -61,14 +64,14 @@ def parse_stages(text: str, num_control_points: int) -> tuple[Stage, ...]:
 
 
 def points_after(stages: Sequence[Stage], step: int) -> int:
-    """Control points of a model that has been trained for `step` steps."""
+    """The number of control points that splines have after `step` steps."""
     return next(stage.points for stage in reversed(stages) if stage.step <= step)
 
 
 def refine_model(model: GPT, points: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
-    """Give every spline layer that has fewer `points` control points, its function unchanged; whether any had.
+    """Refine every spline layer that has fewer than `points` control points, without changing its function.
 
-    The optimizer goes on with the new parameters and with its state, carried over to them.
+    Returns whether there were any. The optimizer's state is carried over to the new parameters.
     """
     layers = [layer for layer in model.spline_layers() if layer.num_control_points < points]
     for layer in layers:
@@ -80,10 +83,11 @@ def refine_model(model: GPT, points: int, optimizer: torch.optim.Optimizer | Non
 
 
 def gradient_transfer(layer: KANLayer, before: Grid) -> Array:
-    """What a gradient of the coefficients on grid `before` becomes on the layer's grid now: (new, old).
+    """The matrix (new, old) that turns a gradient of the coefficients on grid `before` into one on the layer's grid.
 
-    A gradient of control points is a density over the grid, so it is interpolated, and every knot's share of the inputs
-    shrinks. To and from control points it goes by the transpose of what coefficients go by.
+    The gradient of a control point sums over the inputs near its knot. So gradients are interpolated between knots, and
+    scaled down because each knot of a finer grid sees fewer inputs. Gradients of coefficients become gradients of
+    control points, and back, by the transposes of the matrices that do so for coefficients.
     """
     old = stored_basis(layer.variant, before.points, layer.zero_centred)
     new = stored_basis(layer.variant, layer.num_control_points, layer.zero_centred)
@@ -92,10 +96,10 @@ def gradient_transfer(layer: KANLayer, before: Grid) -> Array:
 
 
 def replace_parameter(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, transfer: Array) -> None:
-    """Let `optimizer` train `new` in place of `old`, its state carried along the middle axis by `transfer`.
+    """Let `optimizer` train `new` in place of `old`, and map its moments along the middle axis by `transfer`.
 
-    What is an average of gradients follows as gradients do. An average of their squares (a name with "sq") follows as
-    variances of independent numbers do, but as much larger as the inputs of a knot are fewer: a mean over fewer.
+    First moments transform like gradients. Second moments transform like variances of independent values, scaled up
+    because each new knot averages over fewer inputs. ValueError for a moment whose order is not known.
     """
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
@@ -105,7 +109,9 @@ def replace_parameter(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: 
     linear = torch.from_numpy(transfer)
     squared = linear.square() * (new.shape[1] / old.shape[1])
     for name, value in state.items():
-        if isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] == old.shape[1]:
-            matrix = (squared if "sq" in name else linear).to(value)
-            state[name] = torch.matmul(matrix, value)  # (I, new, O)
+        if isinstance(value, Tensor) and value.shape == old.shape:
+            if name not in MOMENT_ORDER:
+                raise ValueError(f"the optimizer's {name} has no order in MOMENT_ORDER, so no way to a finer grid")
+            matrix = linear if MOMENT_ORDER[name] == 1 else squared
+            state[name] = torch.matmul(matrix.to(value), value)  # (I, new, O)
     optimizer.state[new] = state

@@ -1,4 +1,4 @@
-"""The directory of a run: a new one or one to resume, with its resolved configuration and newest checkpoint."""
+"""Opens a run: chooses and locks its directory, and finds its configuration and the checkpoint to go on from."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from common.files import remove_leftovers, write_atomically
 from common.folder_lock import FolderLock, is_unused
 from corpus.dataset import find_dataset
 from model import GPTConfig
-from training.checkpoint import has_checkpoints, newest_good_state, open_checkpoint
+from training.checkpoint import newest_good_state, open_checkpoint
+from training.checkpoint_files import has_checkpoints
 from training.config import Config, from_dict, parse, save
 from training.distributed import ALONE, World
 from training.init_from import Source, read_source
 
 CONFIG_FILE = "config.toml"
-MAY_CHANGE = {"kan_impl", "dropout"}  # of the model's options: they leave the parameters as they are
+MAY_CHANGE = {"kan_impl", "dropout"}  # model options that do not change the parameters
 MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"seed", "kan_refine", "optimizer"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives, its configuration, and the checkpoint to go on from: its content (without model and optimizer
-    if it is a sharded one) and its path, None to start from the beginning."""
+    """A run's directory and configuration, and the checkpoint to go on from.
+
+    `state` is what `open_checkpoint` returned for the path `checkpoint`. Both are None if the run starts at step 0.
+    """
 
     directory: Path
     config: Config
     state: dict[str, Any] | None
     checkpoint: Path | None = None
     source: Source | None = None
-    """The trained model that a run begins with, if it begins with one."""
+    """The trained model that the run starts from, if there is one."""
     lock: FolderLock | None = None
-    """Keeps other processes from training there; on the main process alone."""
+    """Keeps other runs out of the directory; None except on the main process."""
 
     def is_there(self) -> bool:
         return (self.directory / CONFIG_FILE).is_file()
 
     def create(self) -> None:
-        """Make the directory and keep the resolved configuration in it: `--out_dir DIR --resume True` then suffices."""
+        """Make the directory and save the resolved configuration, so that `--out_dir DIR --resume True` suffices."""
         with _writing_in(self.directory):
-            if self.lock is not None and not self.lock.renew():
+            if self.lock is not None and not self.lock.reacquire():
                 raise UserError(f"{self.directory} is in use by {self.lock.holder()} by now; choose another --out_dir")
             self.directory.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.directory, *self.directory.glob("splines/step_*"))
@@ -53,9 +56,9 @@ class Run:
 
 
 def open_run(arguments: Sequence[str], world: World = ALONE) -> Run:
-    """Parse the command line, find the run's directory and lock it; nothing is written yet. Raises UserError.
+    """Parse the command line, find the run's directory and lock it. Nothing is written yet. Raises UserError.
 
-    The main process decides where the run lives and from which checkpoint it goes on, the others follow.
+    The main process chooses the directory and the checkpoint, and tells the others.
     """
     config, file = parse(arguments)
     name = f"{file.stem if file else Path(config.dataset).name}-{config.ffn}"
@@ -67,7 +70,7 @@ def open_run(arguments: Sequence[str], world: World = ALONE) -> Run:
 
 
 def _follow(run: Run | None, world: World) -> Run:
-    """The main process's run; the others open it where it says."""
+    """Returns the main process's run on every process. The others open the checkpoint that it chose."""
     description = None
     if run is not None:
         checkpoint = str(run.checkpoint) if run.checkpoint else None
@@ -84,7 +87,7 @@ def _follow(run: Run | None, world: World) -> Run:
 
 def _start(config: Config, name: str) -> Run:
     lock = _lock(Path(config.out_dir)) if config.out_dir else _lock_new(name)
-    with _kept_if_all_is_well(lock):
+    with _released_on_error(lock):
         if has_checkpoints(lock.folder):
             raise UserError(
                 f"{lock.folder} already holds a run; go on with it by --resume True, or choose another --out_dir"
@@ -93,10 +96,10 @@ def _start(config: Config, name: str) -> Run:
 
 
 def _lock(directory: Path) -> FolderLock:
-    """UserError if another process trains there, or nothing can be written there."""
+    """Lock a run's directory. UserError if another process trains there, or nothing can be written there."""
     lock = FolderLock(directory)
     with _writing_in(directory):
-        taken = lock.take()
+        taken = lock.acquire()
     if not taken:
         raise UserError(
             f"{directory} is in use by {lock.holder()}, which trains there; let that end, or choose another --out_dir"
@@ -105,11 +108,11 @@ def _lock(directory: Path) -> FolderLock:
 
 
 def _lock_new(name: str) -> FolderLock:
-    """On the first numbered directory that nobody uses. Without locks that is one that only we can have made."""
+    """Lock the first numbered directory that is unused. Where the system has no locks, it must be one that we made."""
     for path in _numbered(name):
         lock = FolderLock(path)
         with _writing_in(path):
-            if is_unused(path) and lock.take() and is_unused(path) and (lock.is_sure or lock.made):
+            if is_unused(path) and lock.acquire() and is_unused(path) and (lock.is_sure or lock.made):
                 return lock
         lock.release()
     raise AssertionError  # the numbers do not end
@@ -125,7 +128,7 @@ def _writing_in(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kept_if_all_is_well(lock: FolderLock) -> Iterator[None]:
+def _released_on_error(lock: FolderLock) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -134,7 +137,7 @@ def _kept_if_all_is_well(lock: FolderLock) -> Iterator[None]:
 
 
 def _begin(directory: Path, config: Config) -> Run:
-    """A run from its first step on: of a new model, or of its source, whose architecture it takes over."""
+    """A run that starts at step 0, with a new model or with the architecture of its source."""
     if not config.init_from:
         return Run(directory, config, None)
     source = read_source(config.init_from)
@@ -154,14 +157,14 @@ def _resume(arguments: Sequence[str], config: Config, name: str) -> Run:
     if not (directory / CONFIG_FILE).is_file():
         raise UserError(f"{directory} holds no run to resume; name one with --out_dir, or leave --resume out")
     lock = _lock(directory)
-    with _kept_if_all_is_well(lock):
+    with _released_on_error(lock):
         config, _ = parse(arguments, saved=directory / CONFIG_FILE)
         state = newest_good_state(directory)
         if state is None:
             print(f"{directory} has no checkpoint yet: starting from step 0", flush=True)
             return dataclasses.replace(_begin(directory, config), lock=lock)
         _refuse_contradictions(config, state[0]["config"], state[1])
-        _find_data_again(directory, config, state[0]["config"])
+        _check_data_is_there(directory, config, state[0]["config"])
         return Run(directory, config, *state, lock=lock)
 
 
@@ -177,7 +180,7 @@ def _last_existing(name: str) -> Path:
 
 def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) -> None:
     wanted = dataclasses.asdict(config)
-    saved = dataclasses.asdict(from_dict(saved, str(path)))  # an option newer than the checkpoint was at its default
+    saved = dataclasses.asdict(from_dict(saved, str(path)))  # with defaults for options that are newer
     different = sorted(name for name in wanted if wanted[name] != saved[name])
     refused = [f"{name}={wanted[name]} (it has {saved[name]})" for name in different if name in MUST_STAY]
     if refused:
@@ -190,8 +193,8 @@ def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) ->
         print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
 
 
-def _find_data_again(directory: Path, config: Config, saved: dict[str, Any]) -> None:
-    """UserError if the dataset of a run is not where it was, and no other place of it is given."""
+def _check_data_is_there(directory: Path, config: Config, saved: dict[str, Any]) -> None:
+    """Raise UserError if the run's dataset has moved and the command line does not say where it is."""
     try:
         find_dataset(config.dataset)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Facts about a run beyond its options (sizes, vocabulary, machine, versions): run.json, and its opening lines."""
+"""Facts about a run that its options do not tell (sizes, machine, versions): run.json, and the first lines printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FACTS_FILE = "run.json"
 
 
 def write_facts(directory: Path, model: GPT, dataset: Dataset, device: Device) -> None:
-    """Raises OSError."""
+    """Write run.json. Raises OSError."""
     layers = model.spline_layers()
     facts = {
         "parameters": model.num_parameters(),
@@ -40,7 +40,7 @@ def write_facts(directory: Path, model: GPT, dataset: Dataset, device: Device) -
 
 
 def opening_lines(run: Run, model: GPT, dataset: Dataset, device: str) -> Iterator[str]:
-    """The lines that a run begins with: where it is kept, its data, its model, its device, its splines."""
+    """The lines that a run prints first: its directory, data, model, device and splines."""
     config, meta, layers = run.config, dataset.meta, model.spline_layers()
     kind = f"spline layers, G={layers[0].num_control_points}" if layers else config.ffn
     yield f"run     {run.directory}" + (f", resumed at step {run.state['step']}" if run.state else "")
@@ -62,7 +62,7 @@ def opening_lines(run: Run, model: GPT, dataset: Dataset, device: str) -> Iterat
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
-    """What `write_facts` wrote; {} where there is nothing to read."""
+    """Read run.json; {} if there is none."""
     try:
         facts = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

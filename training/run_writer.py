@@ -1,4 +1,4 @@
-"""What a run writes into its directory, metrics and checkpoints, and what is safe when that fails."""
+"""Writes a run's metrics and checkpoints into its directory, and reports what is safe if that fails."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 
 from common.command_line import command
 from common.errors import UserError
-from training.checkpoint import newest_good_step, save_checkpoint, save_sharded
+from training.background_saver import BackgroundSaver, SaveFailed
+from training.checkpoint_files import newest_good_step, save_checkpoint, save_sharded
 from training.metrics import Metrics
 from training.parallel import ParallelModel
 from training.run import Run
-from training.saver import SaveFailed, Saver
 
 
 class RunWriter:
-    """Writes in the main process, but for what is sharded; every process of the run must call every method."""
+    """Writes a run. Every process must call every method, though only the main one writes, except for shards."""
 
     def __init__(self, run: Run, parallel: ParallelModel, optimizer: torch.optim.Optimizer) -> None:
-        """Makes the directory. UserError if it cannot be written."""
+        """Make the directory. UserError if it cannot be written."""
         self.run, self.parallel, self.optimizer = run, parallel, optimizer
         self.world = parallel.world
         self.step = run.state["step"] if run.state else 0
-        self.saver = Saver()
-        # Threads of all processes talk while these train, so they need a line of their own.
-        self._thread_world = self.world.twin() if parallel.sharded else self.world
+        self.saver = BackgroundSaver()
+        # Saving threads of the processes talk to each other while training does, so they need connections of their own.
+        self._thread_world = self.world.with_own_connections() if parallel.sharded else self.world
         self._metrics: Metrics | None = None
         with self.writing():
             if self.world.is_main:
@@ -43,7 +43,7 @@ class RunWriter:
                 self._metrics.write(record)
 
     def save(self, header: dict[str, Any], is_best: bool) -> None:
-        """Copy the model, the moments and `header`, and let a thread write them. UserError if the last one failed."""
+        """Copy model, moments and `header`, and let a thread write them. UserError if the previous write failed."""
         self.step = header["step"]
         directory, keep = self.run.directory, self.run.config.keep_checkpoints
         with self.writing():
@@ -60,28 +60,28 @@ class RunWriter:
                 self.saver.save(self.step, state, lambda copy: save_checkpoint(directory, copy, is_best, keep))
 
     def _recreate_if_vanished(self) -> None:
-        """Somebody may have deleted the run's directory; what is in memory is worth keeping."""
+        """Make the run's directory again if somebody has deleted it, because the model in memory is worth keeping."""
         if self._metrics is not None and not self.run.is_there():
-            print(f"{self.run.directory} had vanished at step {self.step}; it is made anew", flush=True)
+            print(f"{self.run.directory} had vanished at step {self.step}; it is made again", flush=True)
             self.run.create()
-            self.saver.wait_regardless(forget=True)  # what was being written meanwhile may have failed for that reason
+            self.saver.wait_regardless(forget=True)  # a write under way may have failed for this reason
             self._metrics.close()
             self._metrics = self._open_metrics()
 
     def wait(self) -> None:
-        """Until everything is on the disk. UserError if it cannot be."""
+        """Wait until everything is on the disk. UserError if it cannot be written."""
         with self.writing():
             self.saver.wait()
 
     def close(self) -> None:
-        """Wait for the last checkpoint, whatever becomes of it."""
+        """Wait for the last checkpoint, even if its write fails."""
         self.saver.wait_regardless()
         if self._metrics is not None:
             self._metrics.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A stretch in which the run is written: if that fails on one process, all stop with its sentence."""
+        """Surrounds writing. If it fails on one process, all raise the same UserError."""
         with self.world.together():
             try:
                 yield
@@ -96,7 +96,7 @@ class RunWriter:
         )
 
     def kept(self) -> str:
-        """What is safe, as a clause: waits for what is being written, and verifies what is there."""
+        """A clause that says which checkpoint is safe. Waits for a write under way, and verifies the files."""
         self.saver.wait_regardless()
         step = newest_good_step(self.run.directory)
         return "nothing was saved yet" if step is None else f"the checkpoint of step {step} is good"
@@ -105,10 +105,10 @@ class RunWriter:
         return command("train.py", "--out_dir", str(self.run.directory), "--resume", "True", processes=self.world.size)
 
     def summary(self, elapsed_s: float) -> str:
-        """What saving cost, as a line."""
+        """A line that says what saving cost."""
         saver = self.saver
         share = 100 * saver.held_up_s / elapsed_s if elapsed_s else 0.0
         return (
             f"saved {saver.count} checkpoints, which held up training for {saver.held_up_s:.2f} s, {share:.2f} % of "
-            f"its time (written beside it in {saver.written_s:.2f} s)"
+            f"its time (written in the background in {saver.written_s:.2f} s)"
         )

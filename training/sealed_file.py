@@ -1,4 +1,4 @@
-"""A file of tensors with a seal: its SHA-256 behind it, so that not a byte of it can change unnoticed."""
+"""Sealed files: a file of tensors followed by its SHA-256, so that no byte of it can change unnoticed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any, BinaryIO
 
 import torch
 
-# Behind the zip archive that torch.save writes, which torch.load still reads: zip archives are read from their end.
+FORMAT = "splinegpt-checkpoint-2"
+"""The format of a checkpoint's state, whether it is in one file or in shards."""
+# It follows the zip archive of torch.save. torch.load finds the archive all the same, as it looks for its end.
 SEAL = b"\nsplinegpt sha256 "
 SEAL_LENGTH = len(SEAL) + 64 + 1
 PIECE = 1 << 20
 
 
 class NotSealed(Exception):
-    """The file is not whole, or never was a sealed file; one clause says which."""
+    """The file is incomplete, changed, or never was a sealed file; the message is a clause that says which."""
 
 
 class _Hashing:
-    """A file to write to that hashes what passes through."""
+    """A file that hashes everything written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -35,9 +37,9 @@ class _Hashing:
 
 
 def write_sealed(value: Any, path: Path) -> None:
-    """Write `value` with its seal, whole or not at all: under a temporary name, flushed to the disk, then renamed.
+    """Write `value` and its seal atomically: under a temporary name, flushed to the disk, then renamed.
 
-    Raises OSError when it cannot be written.
+    Raises OSError if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -55,18 +57,18 @@ def write_sealed(value: Any, path: Path) -> None:
 
 
 def read_sealed(path: Path) -> Any:
-    """What was written; nothing in the file is executed. NotSealed, or OSError when it is not there."""
+    """The value that was written. Nothing in the file is executed. Raises NotSealed or OSError."""
     check_seal(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # with a good seal it was never ours; unpicklers fail in many ways
+    except Exception as error:  # a good seal around foreign content; unpicklers fail in many ways
         if isinstance(error, MemoryError):
             raise
         raise NotSealed("it holds something else than tensors and plain values") from error
 
 
 def check_seal(path: Path) -> None:
-    """Read the whole file (1-2 GB a second) and compare its hash. NotSealed, OSError."""
+    """Read the whole file (1-2 GB per second) and compare its hash. Raises NotSealed or OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         left = os.fstat(file.fileno()).st_size - SEAL_LENGTH
@@ -83,7 +85,7 @@ def check_seal(path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename on the disk too, not only in memory."""
+    """Rename, and flush the folder, so that the new name survives a power failure."""
     os.replace(source, target)
     sync_folder(target.parent)
 

@@ -1,4 +1,4 @@
-"""The model that a run goes on with: new, from its source, or with the grids that its checkpoint has."""
+"""The data and the model that a run starts with, checked and the same on all processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from training.run import Run
 from training.spline_training import SplineTraining
 
 
-def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT:
-    """With the grids of the run's step, but not yet with saved parameters.
+def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> tuple[GPT, SplineTraining]:
+    """The run's model, and what trains its splines. Parameters are new ones, or those of the run's source.
 
-    On its device (with fsdp on the CPU, to be sharded from there). UserError if the vocabulary or the chosen backend
-    does not fit.
+    Grids are those of the run's step, so that a checkpoint's parameters fit. The model is on its device, or with fsdp
+    on the CPU, from where it is sharded. UserError if the vocabulary or the chosen backend does not fit.
     """
     config, tokenizer = run.config, dataset.tokenizer
     if config.fsdp:
@@ -31,7 +31,7 @@ def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT
     try:
         if config.ffn in SPLINES:
             width, tokens = config.n_embd, max(config.batch_size * config.block_size, EVALUATION_TOKENS)
-            for stage in config.stages():
+            for stage in config.stages:
                 problem = backends.Problem(width, stage.points, width, device.device, tokens)
                 backends.choose(config.kan_impl, problem)
         model = run.source.build(model_config, tokenizer) if run.source is not None else GPT(model_config)
@@ -40,15 +40,15 @@ def build_model(run: Run, dataset: Dataset, device: Device, world: World) -> GPT
         if run.state is None:
             splines.begin(dataset.tokens("train"))
         splines.refine(run.state["step"] if run.state else 0)
-        return model
+        return model, splines
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def open_together(name: str, world: World) -> Dataset:
-    """The dataset of several processes, prepared by the main one if need be, and verified once on each machine.
+    """Open the dataset on every process. The main process prepares it if needed; one per machine verifies it.
 
-    `UserError`, on all, as for `Dataset.open`, and when it is not the same data on all machines.
+    All processes raise UserError for whatever `Dataset.open` refuses, and if machines have different data.
     """
     with world.together():
         folder = ensure_prepared(name) if world.is_main else None

@@ -1,8 +1,8 @@
-"""A checkpoint in the pieces in which several processes hold a model: a folder written by torch.distributed.checkpoint.
+"""Sharded checkpoints: a folder in which each process writes its own pieces, with torch.distributed.checkpoint.
 
-Beside the pieces lies `index.json`: the run's state but for tensors, where in which file each tensor's pieces are, and
-the SHA-256 of every file and of itself. It is written last, so a folder without it is not a checkpoint. It also stands
-in for torch's own `.metadata`, which is a pickle and is never read.
+Beside the pieces lies `index.json`. It holds the rest of the run's state, the file and position of every piece, and the
+SHA-256 of every file and of itself. It is written last, so a folder without it is not a checkpoint. It also replaces
+torch's own `.metadata`, which is a pickle and is never read.
 """
 
 from __future__ import annotations
@@ -32,27 +32,31 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from common.errors import UserError
 from training.distributed import World
-from training.sealed_file import NotSealed, replace, sync_folder
-from training.shards import local
+from training.sealed_file import FORMAT, NotSealed, replace, sync_folder
+from training.sharded_tensors import local
 
-FORMAT = "splinegpt-sharded-1"
+FOLDER_FORMAT = "splinegpt-sharded-1"
 INDEX_FILE = "index.json"
 MODEL, OPTIMIZER = "model/", "optimizer/"
-# Plain names, so that no index can lead out of its folder.
+# Only plain names, so that an index cannot point to files outside its folder.
 _PIECE_NAME = re.compile(r"__\d{1,6}_\d{1,6}\.distcp|\.metadata", re.ASCII)
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)}
 
 
 @dataclass(frozen=True)
 class ShardedState:
-    """A run's state: what JSON can hold, and the tensors by name, each process with its own pieces of them."""
+    """A run's state: a header that JSON can hold, and the tensors by name. Each process has its own pieces of them."""
 
     header: dict[str, Any]
     tensors: dict[str, Tensor]
 
+    def write(self, path: Path, world: World) -> None:
+        """Write the folder `path` atomically. Every process of `world` must call it. Raises OSError."""
+        write_sharded(path, self, world)
+
 
 def sharded_state(header: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> ShardedState:
-    """The state of a run whose model is sharded, without copying. Tensors under two names are listed once."""
+    """The state of a run with a sharded model, not copied. A tensor with two names (tied weights) is listed once."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first_name: dict[tuple[int, torch.Size], str] = {}
@@ -73,7 +77,7 @@ def sharded_state(header: dict[str, Any], model: nn.Module, optimizer: torch.opt
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """In the order of the optimizer's own state_dict."""
+    """All parameters of the optimizer, in the order of its state_dict."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -83,9 +87,9 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 
 
 def write_sharded(path: Path, state: ShardedState, world: World) -> None:
-    """Write the folder `path`, whole or not at all. Every process must call it, with its own part of the tensors.
+    """Write the folder `path` atomically. Every process must call it, with its own part of the tensors.
 
-    Raises OSError, on all processes if on one, when it cannot be written.
+    Raises OSError if it cannot be written: on all processes, even if only one failed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -115,7 +119,7 @@ def write_sharded(path: Path, state: ShardedState, world: World) -> None:
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Torch's writer. On the main process it keeps where the pieces lie: PyTorch 2.11 does not return that."""
+    """Torch's writer, which also keeps where the pieces lie (on the main process): PyTorch 2.11 does not return it."""
 
     places: dict[MetadataIndex, Any]
 
@@ -140,7 +144,7 @@ def _write_index(
             piece = {"offsets": list(chunk.offsets), "sizes": list(chunk.sizes)}
             where = {"file": info.relative_path, "start": info.offset, "length": info.length}
             tensors[name]["pieces"].append({**piece, **where})
-    document = {"format": FORMAT, "state": dict(header), "tensors": tensors, "files": files}
+    document = {"format": FOLDER_FORMAT, "state": dict(header), "tensors": tensors, "files": files}
     text = json.dumps(document).encode()
     with open(path, "wb") as file:
         file.write(text + b"\n" + hashlib.sha256(text).hexdigest().encode() + b"\n")
@@ -150,7 +154,7 @@ def _write_index(
 
 
 def remove_sharded(path: Path) -> None:
-    """Delete a checkpoint's folder; interrupted, it leaves something that no longer counts as one."""
+    """Delete a checkpoint's folder. It is renamed first, so that half a deleted one does not count as a checkpoint."""
     if path.is_dir():
         hidden = path.with_name(f".{path.name}.removed.tmp")
         shutil.rmtree(hidden, ignore_errors=True)
@@ -167,8 +171,38 @@ def file_hash(path: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Shards:
+    """A checkpoint in the form of a folder of shards; see `checkpoint_files.CheckpointFile`."""
+
+    path: Path
+
+    def read(self) -> dict[str, Any]:
+        return {"format": FORMAT, **ShardedCheckpoint.open(self.path).read_state()}
+
+    def read_to_resume(self) -> dict[str, Any]:
+        header = ShardedCheckpoint.open(self.path).header
+        return {"format": FORMAT, "model": None, "optimizer": None, **header}
+
+    def verify(self) -> None:
+        ShardedCheckpoint.open(self.path)
+
+    def is_best(self) -> bool:
+        try:
+            return bool(ShardedCheckpoint.open(self.path, verify=False).header["is_best"])
+        except (NotSealed, OSError, KeyError):
+            return False
+
+    def remove(self) -> None:
+        remove_sharded(self.path)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Fill a sharded model and its optimizer in place, without verifying the pieces again."""
+        ShardedCheckpoint.open(self.path, verify=False).restore(model, optimizer)
+
+
+@dataclass(frozen=True)
 class ShardedCheckpoint:
-    """An index that was read and checked; the pieces are loaded on demand."""
+    """The index of a sharded checkpoint, read and checked. The pieces are loaded on demand."""
 
     path: Path
     header: dict[str, Any]
@@ -176,13 +210,13 @@ class ShardedCheckpoint:
 
     @classmethod
     def open(cls, path: Path, verify: bool = True) -> ShardedCheckpoint:
-        """Read the index and, with `verify`, compare every file with its hash. NotSealed, OSError."""
+        """Read the index and, with `verify`, compare every file with its hash. Raises NotSealed or OSError."""
         text, _, seal = (path / INDEX_FILE).read_bytes().rstrip(b"\n").rpartition(b"\n")
         if hashlib.sha256(text).hexdigest().encode() != seal or not (path / INDEX_FILE).read_bytes().endswith(b"\n"):
             raise NotSealed(f"the checksum of {INDEX_FILE} does not fit")
         try:
             document = json.loads(text)
-            if document["format"] != FORMAT:
+            if document["format"] != FOLDER_FORMAT:
                 raise NotSealed("it has another format")
             files, header = document["files"], document["state"]
             metadata = _metadata(document["tensors"], set(files))
@@ -196,13 +230,13 @@ class ShardedCheckpoint:
         return cls(path, header, metadata)
 
     def load(self, tensors: dict[str, Tensor], alone: bool) -> None:
-        """Fill these tensors, by name, in place; `alone`: in one process, else in all of the default group."""
+        """Fill these tensors in place. `alone`: only this process calls it, not all of the default group."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what `alone` means
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # `alone` asks for that
             dcp.load(tensors, storage_reader=_Reader(self), no_dist=alone)
 
     def read_all(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-        """The tensors whose names are `wanted`, in one piece each, on the CPU."""
+        """Read the tensors whose names are `wanted`, whole, on the CPU."""
         entries = self.metadata.state_dict_metadata
         tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -213,7 +247,7 @@ class ShardedCheckpoint:
         return tensors
 
     def read_state(self) -> dict[str, Any]:
-        """All of it, as a checkpoint in one file would hold it."""
+        """Read everything, in the form that a checkpoint in one file has."""
         tensors = self.read_all()
         header = dict(self.header)
         aliases, groups, names = (header.pop(key) for key in ("aliases", "param_groups", "param_names"))
@@ -230,7 +264,7 @@ class ShardedCheckpoint:
         return {**header, "model": model, "optimizer": {"state": moments, "param_groups": groups}}
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Fill a sharded model and its optimizer in place, each process its own pieces; on any number of processes."""
+        """Fill a sharded model and its optimizer in place. Each process reads its pieces, however many wrote them."""
         state = sharded_state({}, model, optimizer).tensors
         by_name = dict(zip(parameter_names(model, optimizer), parameters_of(optimizer), strict=True))
         entries = self.metadata.state_dict_metadata
@@ -248,16 +282,16 @@ class ShardedCheckpoint:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a piece of a tensor lies: in place of the class of Torch's reader, which is private."""
+    """Where a piece of a tensor lies. Torch's reader takes it in place of its own class, which is private."""
 
     relative_path: str
     offset: int  # bytes
     length: int  # bytes
-    transform_descriptors: None = None  # names compressions, of which there are none
+    transform_descriptors: None = None  # the reader looks for compressions here; pieces have none
 
 
 class _Reader(dcp.FileSystemReader):
-    """Torch's reader, told by our index where things are."""
+    """Torch's reader, which takes the positions of the pieces from our index."""
 
     def __init__(self, checkpoint: ShardedCheckpoint) -> None:
         super().__init__(checkpoint.path)
@@ -268,7 +302,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 def _metadata(tensors: Mapping[str, Any], files: set[str]) -> Metadata:
-    """Torch's description of the tensors, of which there is nothing but tensors. ValueError, KeyError, TypeError."""
+    """Torch's description of the tensors in an index. ValueError, KeyError or TypeError if the index is malformed."""
     entries: dict[str, Any] = {}
     storage: dict[MetadataIndex, Any] = {}
     for name, entry in tensors.items():

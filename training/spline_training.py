@@ -1,4 +1,4 @@
-"""What training does to the spline layers besides its steps: fit their grids, refine them, smooth them."""
+"""Training of splines beyond optimizer steps: fitting their grids, refining them, smoothing them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class SplineTraining:
-    """The options kan_refine, kan_smoothness and kan_fit_grid at work on a model, splines or not."""
+    """Applies the options kan_refine, kan_smoothness and kan_fit_grid to a model. Without splines it does nothing."""
 
     def __init__(self, model: GPT, config: Config) -> None:
         self.model, self.config = model, config
-        self.stages = config.stages()
+        self.stages = config.stages
 
     def begin(self, train_stream: TokenStream) -> None:
-        """Before the first step of all: fit each grid to the activations of some of the text.
+        """Fit each grid to the activations of some of the text, if asked to. Called before the first step of a new run.
 
-        One pass does for all layers: while splines are straight lines no function changes, and so no activations do.
-        ValueError where activations are all zero, or not finite.
+        One pass is enough for all layers: splines start as straight lines, which fitting does not change, and so it
+        does not change the activations of later layers either. ValueError if activations are all zero or not finite.
         """
         if self.config.fitted_share_outside:
             inputs, _ = layer_inputs(self.model, picture_batches(train_stream, self.config.block_size))
@@ -35,7 +35,7 @@ class SplineTraining:
                 layer.fit_grid(activations, self.config.fitted_share_outside)
 
     def refine(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> bool:
-        """Put more knots into the grids if, after `step` steps, there are to be more; whether there were."""
+        """Put more knots into the grids if kan_refine asks for it after `step` steps. Returns whether it did."""
         points = points_after(self.stages, step)
         refined = refine_model(self.model, points, optimizer)
         if refined and optimizer is not None:
@@ -43,11 +43,11 @@ class SplineTraining:
         return refined
 
     def penalty(self) -> Tensor | float:
-        """What is added to the loss; differentiable."""
+        """The smoothness penalty that is added to the loss, a differentiable scalar; 0 without kan_smoothness."""
         return self.config.kan_smoothness * self._smoothness() if self.config.kan_smoothness else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """What metrics.jsonl has of the splines: their mean smoothness penalty if it is part of the loss."""
+        """The mean smoothness penalty, for metrics.jsonl, if it is part of the loss."""
         return {"smoothness": self._smoothness().item()} if self.config.kan_smoothness else {}
 
     def _smoothness(self) -> Tensor:

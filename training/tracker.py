@@ -1,4 +1,4 @@
-"""Weights & Biases, when asked for. Nothing it does, fails to do or never finishes doing can stop or delay a run."""
+"""Logging to Weights & Biases, if asked for. Neither its errors nor a network that hangs can stop or delay a run."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from splines.snapshot import Snapshot
 from splines.statistics import LayerStatistics, flat
 from training.config import Config
 
-WAITING_RECORDS = 1000  # more than a run logs while W&B's network is slow
+WAITING_RECORDS = 1000  # more than a run logs while the network is slow
 FINISH_TIMEOUT_S = 120.0
 
 
 class Tracker:
-    """Logs to W&B in mode offline or online; after the first failure, or without wandb, it does nothing more.
+    """Logs to W&B in mode offline or online. After the first failure, or without wandb, it does nothing.
 
-    W&B's own code runs in a thread of its own, fed by a queue, so that a network that hangs holds up nothing;
-    what it would hold up at the end of the run is given FINISH_TIMEOUT_S.
+    W&B's own code runs in a thread, fed by a queue, because any call of it may hang with the network. At the end of the
+    run the thread gets FINISH_TIMEOUT_S to finish.
     """
 
     def __init__(self, config: Config, run_dir: Path, run_id: str | None, silent: bool = False) -> None:
-        """`run_id`: that of the run being resumed, so that its curve goes on. `silent`: on all but one process."""
+        """`run_id`: of the resumed run, whose curve goes on; None for a new run. `silent`: do nothing."""
         self.run_id = run_id
-        self.hangs = False  # its thread would keep the process from ending
+        self.hangs = False  # whether its thread keeps the process from ending
         self._run: Any = None
         self._tasks: queue.Queue[Callable[[], object] | None] = queue.Queue(WAITING_RECORDS)
         self._thread: threading.Thread | None = None
@@ -38,7 +38,7 @@ class Tracker:
             return
         os.environ.setdefault("WANDB_SILENT", "true")
         try:
-            import wandb  # noqa: F401  here, since two threads that import a package at once can meet half of it
+            import wandb  # noqa: F401  here: imported by two threads at once, it may be seen half loaded
         except ImportError:
             self._give_up("it is not installed; pip install wandb")
             return
@@ -68,7 +68,7 @@ class Tracker:
         while (task := self._tasks.get()) is not None:
             try:
                 task()
-            except Exception as error:  # its network, its login, its disk: none of them is worth a run
+            except Exception as error:  # of its network, login or disk: none of them is worth a run
                 self._give_up(f"{type(error).__name__}: {error}")
                 return
 
@@ -86,7 +86,7 @@ class Tracker:
         self._do(lambda: self._run.log(known, step=step))
 
     def log_picture(self, path: Path, step: int) -> None:
-        """Add a picture of the splines to `step`; the next `log` of that step completes it."""
+        """Add a picture of the splines to `step`."""
 
         def log() -> None:
             import wandb
@@ -96,7 +96,7 @@ class Tracker:
         self._do(log)
 
     def log_splines(self, snapshots: Sequence[Snapshot], statistics: Sequence[LayerStatistics], step: int) -> None:
-        """The numbers of each layer, the same as a table, and a map of each layer's curvature, for `step`."""
+        """Log each layer's statistics, as numbers and as a table, and a map of its curvature."""
         if self._thread is None:
             return
         rows = [each.as_dict() for each in statistics]
@@ -112,7 +112,7 @@ class Tracker:
         self._do(log)
 
     def finish(self) -> None:
-        """Wait until W&B has everything, but not for ever."""
+        """Wait until W&B has everything, at most FINISH_TIMEOUT_S."""
         thread, self._thread = self._thread, None
         if thread is None or not thread.is_alive():
             return
@@ -124,7 +124,7 @@ class Tracker:
         thread.join(FINISH_TIMEOUT_S)
         if thread.is_alive():
             self.hangs = True
-            print(f"wandb: did not finish in {FINISH_TIMEOUT_S:.0f} s and is left behind", flush=True)
+            print(f"wandb: did not finish in {FINISH_TIMEOUT_S:.0f} s and is abandoned", flush=True)
 
     def _give_up(self, why: str) -> None:
         self._thread = None

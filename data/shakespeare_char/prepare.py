@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that the imports work
 
 from common.errors import exit_on_user_error  # noqa: E402
 from corpus import sources  # noqa: E402
@@ -12,7 +12,7 @@ from corpus.tokenizer import CharTokenizer  # noqa: E402
 
 
 def prepare(local_file: Path | None, folder: Path = HERE) -> None:
-    """Write the dataset into `folder` from `local_file`, or else from the network."""
+    """Write the dataset into `folder`, from `local_file` or else from the network."""
     text = sources.tiny_shakespeare(local_file, folder)
     source = "tinyshakespeare" if local_file is None else local_file.name
     sources.write_texts(folder, CharTokenizer.from_text(text), source, sources.split_90_10(text))

@@ -1,4 +1,4 @@
-"""The Python standard library's sources by character, about 12 million: a corpus on every machine."""
+"""The sources of Python's standard library by character, about 12 million: a corpus that every machine has."""
 
 import platform
 import sys
@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that the imports work
 
 from common.errors import UserError, exit_on_user_error  # noqa: E402
 from corpus import sources  # noqa: E402
@@ -17,7 +17,7 @@ HOLD_OUT_EVERY = 10
 
 
 def source_texts(root: Path) -> list[str]:
-    """The UTF-8 `.py` files below `root`, but for tests and installed packages, in order of path."""
+    """Read the UTF-8 `.py` files below `root` in order of path, without tests and installed packages."""
     relative = [path.relative_to(root) for path in root.rglob("*.py")]
     texts = []
     for path in sorted(relative, key=lambda path: path.as_posix()):
@@ -30,7 +30,7 @@ def source_texts(root: Path) -> list[str]:
 
 
 def hold_out_files(texts: list[str]) -> dict[str, str]:
-    """Every tenth file is for validation: the tail of the list would hold out only the last few packages."""
+    """Split off every tenth file for validation. The last files together would be only a few packages."""
     val = [i % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1 for i in range(len(texts))]
     return {
         "train": "".join(text for text, held_out in zip(texts, val, strict=True) if not held_out),
@@ -39,7 +39,7 @@ def hold_out_files(texts: list[str]) -> dict[str, str]:
 
 
 def prepare(local_file: Path | None, folder: Path = HERE) -> None:
-    """Write the dataset into `folder` from the running interpreter's library, or else from `local_file`."""
+    """Write the dataset into `folder`, from `local_file` or else from the running interpreter's library."""
     if local_file is None:
         source = f"the standard library of Python {platform.python_version()}"
         root = Path(sysconfig.get_paths()["stdlib"])

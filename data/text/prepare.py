@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that the imports work
 
 from common.errors import UserError, exit_on_user_error  # noqa: E402
 from corpus import sources  # noqa: E402
@@ -14,15 +14,15 @@ TOKENIZERS = ("char", "gpt2")
 
 
 def prepare(local_file: Path | None, folder: Path = HERE, tokenizer: str = "char") -> None:
-    """Write the dataset into `folder` from `local_file`, which has to be given."""
+    """Write the dataset into `folder` from `local_file`, which must be given."""
     if local_file is None:
-        raise UserError("no text is named; give a UTF-8 text file: python data/text/prepare.py FILE")
+        raise UserError("no text file was given; write python data/text/prepare.py FILE")
     text = sources.read_text(local_file)
     sources.write_texts(folder, sources.make_tokenizer(tokenizer, text), local_file.name, sources.split_90_10(text))
 
 
 def named_folder(name: str) -> Path:
-    """`data/NAME`; `UserError` when that is no plain name or belongs to another prepare script."""
+    """The folder data/NAME. `UserError` if the name is not a plain one or another prepare script writes there."""
     folder = HERE.parent / name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise UserError(f"{name!r} is no name for a folder of data; use letters, digits, '_', '-' and '.'")

@@ -11,7 +11,8 @@ import pytest
 from bench.shared.train_processes import TrainProcesses
 from bench.soak import Options, Soak
 from tests.runs import checkpoint_names, make_dataset, options, read_metrics, resume_options, train_until
-from training.checkpoint import list_steps, load_checkpoint, read_state, step_of
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import list_steps, step_of
 
 ENDLESS = {"max_iters": 1_000_000, "eval_interval": 4, "log_interval": 1, "sample_tokens": 0, "schedule": "constant"}
 ENDLESS |= {"compile": False, "kan_impl": "dense"}

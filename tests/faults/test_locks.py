@@ -75,7 +75,7 @@ def other(action: Callable[[], object]) -> Iterator[Other]:
 
 def hold(folder: Path) -> FolderLock:
     lock = FolderLock(folder)
-    assert lock.take()
+    assert lock.acquire()
     return lock
 
 
@@ -89,15 +89,15 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     lock = FolderLock(folder)
     with other(lambda: hold(folder)) as process:
         process.said()
-        assert not lock.take() and lock.holder().startswith(f"process {process.pid} on ")
+        assert not lock.acquire() and lock.holder().startswith(f"process {process.pid} on ")
         lock.release()
-        assert not FolderLock(folder).take(), "one that was not ours was let go"
+        assert not FolderLock(folder).acquire(), "one that was not ours was let go"
         process.end(signal.SIGKILL)
-    assert lock.take() and lock.is_sure and not FolderLock(folder).take()
+    assert lock.acquire() and lock.is_sure and not FolderLock(folder).acquire()
     lock.release()
     assert not list(folder.iterdir())
     with FolderLock(tmp_path / "empty" / "folder") as lock:
-        assert lock.take()
+        assert lock.acquire()
     assert not (tmp_path / "empty").exists(), "what was made for nothing"
 
 
@@ -111,7 +111,7 @@ def test_without_locks_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
     else:
         monkeypatch.setattr(folder_lock.fcntl, "flock", refuse)
     with FolderLock(tmp_path) as lock:
-        assert lock.take() and FolderLock(tmp_path).take() and not lock.is_sure
+        assert lock.acquire() and FolderLock(tmp_path).acquire() and not lock.is_sure
     monkeypatch.chdir(tmp_path)
     runs = [open_run(["--dataset=words"]) for _ in range(3)]
     assert len({run.directory for run in runs}) == 3, "folders that are made are not shared even so"
@@ -144,8 +144,8 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path, monkey
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(other(start)) for _ in range(5)]
         names = {process.said() for process in processes}
-    assert names == {"runs/words-kan", *(f"runs/words-kan-{number}" for number in range(2, 6))}
-    assert str(start()) == "runs/words-kan", "killed before they wrote anything: their folders are free"
+    assert names == {"runs/words-splines", *(f"runs/words-splines-{number}" for number in range(2, 6))}
+    assert str(start()) == "runs/words-splines", "killed before they wrote anything: their folders are free"
 
 
 def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path: Path) -> None:

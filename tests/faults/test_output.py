@@ -15,7 +15,8 @@ import pytest
 import train
 from tests.faults.test_kills import ENDLESS
 from tests.runs import STEPS, command, make_dataset, options, read_metrics
-from training.checkpoint import list_steps, load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.checkpoint_files import list_steps
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ from tests.runs import (
     train_until,
 )
 from training import tracker
-from training.checkpoint import load_checkpoint, read_state, step_path
+from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint_files import step_path
 
 SKIP = {"max_skipped_steps": 3, "log_interval": 1}
 
@@ -134,7 +135,7 @@ def test_steps_that_are_not_finite_are_skipped_if_wanted(
         "step 5 ",
         "step 8 ",
     ]
-    assert "skipped (2 of at most 10 in a row)" in result.out
+    assert f"skipped (2 of at most {SKIP['max_skipped_steps']} in a row)" in result.out
     states = {step: read_state(step_path(tmp_path, step)) for step in range(1, STEPS + 1)}
     for step in range(2, STEPS + 1):
         before, after = states[step - 1]["model"], states[step]["model"]

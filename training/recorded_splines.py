@@ -1,4 +1,4 @@
-"""The splines of a run at one of its steps: recorded ones where there are, else those of a checkpoint."""
+"""The splines of a run at one of its steps: from their record if there is one, else from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from corpus.dataset import Dataset, ensure_prepared
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from training.activations import picture_batches, take_snapshots
-from training.checkpoint import LoadedCheckpoint, list_steps, load_checkpoint, step_path
+from training.checkpoint import LoadedCheckpoint, load_checkpoint
+from training.checkpoint_files import list_steps, step_path
 
 
 def splines_at(path: Path, which: str) -> tuple[int, Path, list[Snapshot]]:
-    """The step, the run's directory and the spline layers there: of a checkpoint, or of a record that outlived it."""
+    """Find the splines that `path` and `which` name. Returns their step, the run's directory, and a snapshot per layer.
+
+    A record serves if its checkpoint has been deleted since. Without a whole record, one is made from the checkpoint.
+    """
     run = run_directory(path)
     records = SplineRecords(run)
     recorded = records.steps()
-    newest = recorded[-1] if recorded and not list_steps(run) else -1  # latest, if there are no checkpoints
+    newest = recorded[-1] if recorded and not list_steps(run) else -1  # the latest step, if there are no checkpoints
     at = int(which) if which.isdecimal() else newest if which == "latest" else -1
     if at in recorded and path.is_dir() and not step_path(run, at).is_file():
         return at, run, records.read(at)
@@ -35,7 +39,7 @@ def splines_at(path: Path, which: str) -> tuple[int, Path, list[Snapshot]]:
 
 
 def validation_batches(checkpoint: LoadedCheckpoint) -> list[Batch]:
-    """Enough of the run's validation data for the histograms; [], and a sentence, if it is not there any more."""
+    """Enough of the run's validation text for histograms. If it is gone, prints so and returns []."""
     config = checkpoint.config
     try:
         dataset = Dataset.open(ensure_prepared(config.dataset), verify=False)
@@ -48,7 +52,7 @@ def validation_batches(checkpoint: LoadedCheckpoint) -> list[Batch]:
 
 
 def run_directory(path: Path) -> Path:
-    """The run that a path is, or that a checkpoint file belongs to; the file's own folder if it lies elsewhere."""
+    """The directory of the run to which `path`, a run or a checkpoint, belongs; else the folder of the file."""
     if path.is_dir():
         return path
     folder = path.resolve().parent

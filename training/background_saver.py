@@ -1,4 +1,4 @@
-"""Saving beside training: the state is copied in the foreground and written by a thread."""
+"""Saving in the background: training waits only while the state is copied; a thread writes the copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from training.shards import local
+from training.sharded_tensors import local
 
 
 class SaveFailed(OSError):
@@ -21,10 +21,10 @@ class SaveFailed(OSError):
         self.step = step
 
 
-class Saver:
-    """Writes one checkpoint at a time; a second one waits for the first.
+class BackgroundSaver:
+    """Writes one checkpoint at a time. A second one waits for the first.
 
-    `held_up_s` is how long training stood still for it, `written_s` how long the writing took in all.
+    `held_up_s` counts the seconds that training waited, `written_s` those that the writing took.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Saver:
         self._crash: BaseException | None = None
 
     def save(self, step: int, state: Any, write: Callable[[Any], object]) -> None:
-        """Copy `state` and let `write(copy)` run in a thread. Raises SaveFailed if the one before failed."""
+        """Copy `state`, and call `write(copy)` in a thread. Raises SaveFailed if the previous write failed."""
         self.wait()
         start = time.perf_counter()
         copy = on_cpu(state)
@@ -56,7 +56,7 @@ class Saver:
         self.written_s += time.perf_counter() - start
 
     def wait(self) -> None:
-        """Until all is on the disk. Raises SaveFailed if it is not."""
+        """Wait until everything is on the disk. Raises SaveFailed if the write failed."""
         start = time.perf_counter()
         if self._thread is not None:
             self._thread.join()
@@ -65,7 +65,7 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Raise SaveFailed, once, if a write has failed by now."""
+        """Raise SaveFailed if a write has failed, once per failure."""
         failure, self._failure = self._failure, None
         crash, self._crash = self._crash, None
         if failure is not None:
@@ -74,7 +74,7 @@ class Saver:
             raise crash
 
     def wait_regardless(self, forget: bool = False) -> None:
-        """Wait for the write without raising its failure; `forget` the failure, or raise it at the next occasion."""
+        """Wait for the write without raising its failure. It is raised later, unless `forget` is set."""
         if self._thread is not None:
             self._thread.join()
         if forget:
@@ -82,7 +82,7 @@ class Saver:
 
 
 def on_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
-    """A copy of all tensors, in the CPU's memory; those that shared their memory still do."""
+    """Copy nested values, with all tensors in the CPU's memory. Tensors that share memory still do."""
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
         part = local(value)  # a DTensor has no address of its own

@@ -1,6 +1,6 @@
-"""What a run shows of its splines: a record and numbers at each evaluation, pictures at the end, a report.
+"""Records the splines of a run at each evaluation, and draws them at the end.
 
-All of it is for looking at, so nothing here can stop a run: what fails is said in a line.
+None of this may stop a run: a failure is printed in one line.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from training.config import Config
 from training.tracker import Tracker
 
 T = TypeVar("T")
-PATIENCE = 0.1  # of the run: what the first steps look like is nothing to warn about
+PATIENCE = 0.1  # share of a run in which there are no warnings, because grids still change
 
 
-class SplineWatch:
-    """Looks at the splines of (uncompiled) models, as the validation text in `stream` reaches them."""
+class SplineRecorder:
+    """Records the splines of (uncompiled) models, with the activations that the validation text in `stream` causes."""
 
     def __init__(self, run_dir: Path, config: Config, stream: TokenStream, tracker: Tracker) -> None:
         self.run_dir, self.config, self.tracker = run_dir, config, tracker
@@ -33,13 +33,13 @@ class SplineWatch:
         self._stream = stream
         self._batches: list[Batch] | None = None
         self._warned = False
-        self._final: list[Snapshot] = []  # of the last step, where the record may hold only some features
+        self._final: list[Snapshot] = []  # of the last step, with all features, of which the record may hold only some
 
     def record(self, model: GPT, step: int) -> list[dict[str, Any]] | None:
         """Record the splines at `step`, warn about bad grids, and return statistics, a dict for each layer.
 
-        None for models without splines, after a failure, and before the first step, when a record is all there is to
-        do: it is where the slider and the film start from.
+        Returns None for models without splines, after a failure, and at step 0, which is only recorded: the report's
+        slider and the film start there.
         """
         return self._guarded(step, lambda: self._record(model, step)) if self._is_wanted(model) else None
 
@@ -71,7 +71,7 @@ class SplineWatch:
             return None
 
     def finish(self, step: int) -> None:
-        """Draw the splines as they are at the end, if `step` was recorded."""
+        """Draw the splines of `step`, the last one, if it was recorded."""
         if self.config.splines and step in self.records.steps():
             self._guarded(step, lambda: self._draw(step))
 
@@ -80,7 +80,7 @@ class SplineWatch:
         self.tracker.log_picture(folder / "overview.png", step)
 
     def _warn(self, step: int, statistics: list[LayerStatistics]) -> None:
-        """About a bad grid once, early enough to mend it; about straight lines at the end."""
+        """Warn about bad grids once, early enough to change them, and about straight lines at the end."""
         advice = []
         if not self._warned and step >= PATIENCE * self.config.max_iters:
             advice += grid_advice(statistics)
