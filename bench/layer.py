@@ -50,7 +50,7 @@ DEFAULTS: dict[str, dict[str, str | bool]] = {
         "widths": "768",
         "grids": "5,8",
         "dtypes": "bfloat16",
-        "impls": "triton,semi_structured,dense,csr",
+        "impls": "triton,chunked,semi_structured,dense,csr",
         "compiled": True,
     },
 }
@@ -70,7 +70,7 @@ class Options:
     default float32; with cuda bfloat16."""
     impls: str = DEFAULT
     """Backends to time, comma-separated; all for every one. What cannot run here is skipped. By default
-    native,dense,embedding_bag,csr; with cuda triton,semi_structured,dense,csr."""
+    native,dense,embedding_bag,csr; with cuda triton,chunked,semi_structured,dense,csr."""
     peers: str = "kanditioned"
     """Layers of others to time, comma-separated NAME=PATH of a checkout; kanditioned alone means the one installed."""
     compiled: Literal["default"] | bool = "default"

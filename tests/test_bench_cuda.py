@@ -45,7 +45,7 @@ def test_defaults_go_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu, cpu = layer.Options(device="cuda"), layer.Options()
     assert gpu.cases() == [Case(65_536, 768, 5, "bfloat16"), Case(65_536, 768, 8, "bfloat16")]
-    assert gpu.impl_list() == ["triton", "semi_structured", "dense", "csr"] and gpu.compiled is True
+    assert gpu.impl_list() == ["triton", "chunked", "semi_structured", "dense", "csr"] and gpu.compiled is True
     assert [(case.tokens, case.width) for case in cpu.cases()[::5]] == [(768, 128), (4096, 384)]
     assert "native" in cpu.impl_list() and cpu.compiled is False and cpu.dtype_list() == ["float32"]
 
