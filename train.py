@@ -16,6 +16,7 @@ from corpus.dataset import Dataset
 from corpus.token_file import DataChanged
 from report import REPORT_FILE, write_report
 from sample import write_sample
+from training.batch_feed import BatchFeed
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
 from training.evaluation import evaluate
@@ -83,6 +84,7 @@ class Trainer:
             self.batches = BatchSampler(train_stream, config.block_size, sequences, config.seed, world.rank, world.size)
             evaluation_batches(self.val_stream, config.block_size, config.batch_size, config.eval_iters)  # enough?
         self.passes = share // self.pass_size
+        self.feed = BatchFeed(self.batches, device.device, config.max_iters)
         self.parallel = ParallelModel(self.model, device, world, config.fsdp)
         self.compiling = device.compile  # in the first step, which is not timed
         self.splines = SplineTraining(self.model, config)
@@ -180,7 +182,7 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(progress.step, config))
         seed_step(config.seed, progress.step, self.world.rank)
         self.parallel.train()
-        x, y = self.batches.batch(progress.step)
+        x, y = self.feed.take(progress.step)
         loss = torch.zeros((), device=self.device.device)
         parts = zip(x.split(self.pass_size), y.split(self.pass_size), strict=True)
         for number, (x_part, y_part) in enumerate(parts, start=1):
@@ -189,8 +191,10 @@ class Trainer:
                 self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
             loss += part.detach()
         self.scaler.unscale_(self.optimizer)
-        progress.grad_norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
-        progress.train_loss = self.world.mean(float(loss))
+        norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
+        self.feed.fetch(progress.step + 1)
+        own_loss, progress.grad_norm = torch.stack((loss, norm)).tolist()  # the one time that a step waits for a GPU
+        progress.train_loss = self.world.mean(own_loss)
         if self._is_usable():
             self.scaler.step(self.optimizer)
         self.scaler.update()
