@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def compute(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch
     rises = _rises(control_points, dtype)
     chunks = _Chunks(x, control_points, dtype)
     basis, bounds = chunks.buffer(chunks.points - 1), _bounds(chunks.points, x.device)
-    write_ramps = elementwise("ramps", x.device)
+    write_ramps = elementwise("ramps", chunks)
     for rows in chunks:
         ramps = basis[: len(x[rows])]
         write_ramps(x[rows], bounds, chunks.points, spline_width, ramps)
@@ -63,7 +64,7 @@ def compute_gradients(
     total = x.new_zeros(points * inputs if wanted[1] else 0, outputs, dtype=accumulation_dtype(dtype))
     buffer, bounds = chunks.buffer(points), _bounds(points, x.device)
     rises = _rises(control_points, dtype) if wanted[0] else None
-    select, write_hats = (elementwise(name, x.device) for name in ("slopes", "hats"))
+    select, write_hats = (elementwise(name, chunks) for name in ("slopes", "hats"))
     product = torch.empty_like(total, dtype=dtype) if total.dtype is not dtype and not sums_wide(x.device) else None
     for rows in chunks:
         part, x_part = grad[rows], x[rows]
@@ -167,34 +168,34 @@ def _edges(x: Tensor, points: int, spline_width: float) -> Tensor:
 ELEMENTWISE: dict[str, Callable[..., None]] = {"ramps": _ramps, "hats": _hats, "slopes": _slopes}
 
 
-def elementwise(name: str, device: torch.device) -> Callable[..., None]:
+def elementwise(name: str, chunks: _Chunks) -> Callable[..., None]:
     """One of the functions above; on a GPU compiled at the first call, which warns and does without if that fails."""
-    return compiled(name) if device.type == "cuda" else ELEMENTWISE[name]
+    return compiled(name, *chunks.kind) if chunks.like.device.type == "cuda" else ELEMENTWISE[name]
 
 
 @functools.cache
-def compiled(name: str) -> Callable[..., None]:
-    """As one kernel for any number of tokens and any width of the grid, by torch.compile."""
-    plain = ELEMENTWISE[name]
+def compiled(name: str, *kind: object) -> Callable[..., None]:
+    """As one kernel for any number of tokens and any width of the grid, by torch.compile.
+
+    Each kind has a function of its own: to a compiler, a second grid in the same function would make G a variable.
+    """
+    plain: Any = ELEMENTWISE[name]
+    own_name = "_".join((plain.__name__, *map(str, kind)))
+    own = FunctionType(plain.__code__.replace(co_name=own_name), plain.__globals__, own_name)
     fused: Any = None
 
     def run(*arguments: Any) -> None:
         nonlocal fused
         try:
-            if fused is None:
-                fused = torch.compile(plain, fullgraph=True)
-            with (
-                torch.no_grad(),
-                torch._dynamo.config.patch(recompile_limit=64),
-            ):  # one for each grid and number of features
+            fused = fused or torch.compile(own, fullgraph=True)
+            with torch.no_grad():
                 fused(*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler may raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            warnings.warn(
-                f"impl chunked is slower than it could be, as it could not be compiled: {reason}", stacklevel=2
-            )
+            what = "impl chunked is slower than it could be, as it could not be compiled"
+            warnings.warn(f"{what}: {reason}", stacklevel=2)
             fused = plain
             plain(*arguments)
 
@@ -238,6 +239,7 @@ class _Chunks:
     def __init__(self, x: Tensor, control_points: Tensor, dtype: torch.dtype) -> None:
         self.tokens, self.dtype, self.like = x.shape[0], dtype, x
         self.inputs, self.points, _ = control_points.shape
+        self.kind = (self.points, self.inputs, x.dtype, dtype)  # of kernels: what they need to know
         self.size = chunk_tokens(self.tokens, self.inputs * self.points * dtype.itemsize, x.device)
 
     def buffer(self, functions: int) -> Tensor:

@@ -1,7 +1,9 @@
 """The chunked backend: any cut of the tokens gives the same sums, memory does not grow, compilers make one kernel."""
 
+import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -119,7 +122,7 @@ def test_memory_does_not_grow_with_the_tokens() -> None:
 def test_compiled_each_is_one_kernel_for_all_tokens_and_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, with gradients wanted, and after inference."""
     torch._dynamo.reset()
-    monkeypatch.setattr(chunked, "elementwise", lambda name, device: chunked.compiled(name))
+    monkeypatch.setattr(chunked, "elementwise", lambda name, chunks: chunked.compiled(name, *chunks.kind))
     monkeypatch.setattr(chunked, "CPU_CHUNK_BYTES", 1)
     made = []
     for tokens, width in ((200, 4.0), (333, 3.0), (150, 2.5), (77, 5.0)):
@@ -136,13 +139,30 @@ def test_compiled_each_is_one_kernel_for_all_tokens_and_widths(monkeypatch: pyte
     assert made[0] <= 3 * 2 and made[-1] == 0, made
 
 
+def test_grids_do_not_use_up_each_other_s_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo compiles a function a limited number of times: here for the first size, and then for all of them."""
+    torch._dynamo.reset()
+    chunked.compiled.cache_clear()
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    with torch._dynamo.config.patch(recompile_limit=3), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for points in (5, 6, 7, 8):
+            bounds = chunked._bounds(points, torch.device("cpu"))
+            for tokens, width in ((20, 4.0), (30, 4.0), (40, 3.0), (50, 2.0)):
+                x, ramps = torch.randn(tokens, 3), torch.empty(tokens, points - 1, 3)
+                chunked.compiled("ramps", points, 3)(x, bounds, points, width, ramps)
+    chunked.compiled.cache_clear()
+    assert counter.frame_count <= 3 * 4
+
+
 def test_a_compiler_that_fails_is_reported_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> object:
         raise RuntimeError("no compiler\nmore about it")
 
     chunked.compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(chunked, "elementwise", lambda name, device: chunked.compiled(name))
+    monkeypatch.setattr(chunked, "elementwise", lambda name, chunks: chunked.compiled(name, *chunks.kind))
     layer = random_layer(6, 5, 7, 4.0, "chunked")
     x, dy = torch.randn(20, 6), torch.randn(20, 5)
     with pytest.warns(UserWarning, match="chunked is slower than it could be.*: no compiler$"):

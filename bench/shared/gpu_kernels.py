@@ -13,9 +13,11 @@ from torch import Tensor
 
 import backends
 from backends import triton, triton_tiles
+from bench.shared.case import Case
+from bench.shared.contestants import line_up
 from bench.shared.gpu_setting import Setting
 from bench.shared.machine import measure_peaks
-from bench.shared.timing import in_one_line, seconds
+from bench.shared.timing import Passes, in_one_line, seconds
 
 WIDTH = 4.0  # of the grid; inputs are normally distributed, so some lie outside
 REPEATABLE = ("triton", "chunked", "dense")  # the others may add by atomics on a GPU, in any order
@@ -96,10 +98,10 @@ def right(setting: Setting) -> None:
     )
     precisions = ("float16", "float32") if setting.rehearse else tuple(PRECISIONS)
     for shape in TINY_SHAPES if setting.rehearse else SHAPES:
+        problem = Arguments(shape, setting.device)
+        truth = problem.truth()
         for precision in precisions:
             torch.set_float32_matmul_precision(PRECISIONS[precision][1])
-            problem = Arguments(shape, setting.device)
-            truth = problem.truth()
             for impl in impls:
                 if setting.left() < 5:
                     setting.keep(summary="not all, as the time was up")
@@ -193,31 +195,57 @@ def check(problem: Arguments, impl: str, precision: str, truth: tuple[Tensor, ..
 
 
 def times(setting: Setting) -> None:
-    """Forward, gradient of x and gradient of W by themselves; then Triton's with other tiles than its table's."""
+    """Each pass by itself; whole layers beside the MLP; and Triton's kernels with other tiles than its table's."""
     torch.set_float32_matmul_precision("high")
     tokens, width, dtype = (32, 16, torch.float16) if setting.rehearse else (65_536, 768, torch.bfloat16)
     launches = 1 if setting.rehearse else 20
-    tiles_timed = 0
-    for grid in (5,) if setting.rehearse else (8, 5, 32):
+    grids = (5,) if setting.rehearse else (8, 5, 32)
+    for part in (time_passes, time_layers, time_tiles):
+        part(setting, tokens, width, grids, dtype, launches)
+    counts = (f"{len(setting.result.get(name, ()))} {name}" for name in ("kernels", "layers", "tiles"))
+    setting.keep(summary=", ".join(counts))
+
+
+def time_passes(
+    setting: Setting, tokens: int, width: int, grids: tuple[int, ...], dtype: torch.dtype, launches: int
+) -> None:
+    for grid in grids:
         problem = Arguments((tokens, width, grid, width), setting.device)
         for impl in REPEATABLE:
-            reason = problem.why_not(impl)
-            for name, run in {} if reason else passes(problem, impl, dtype):
+            for name, run in () if problem.why_not(impl) else passes(problem, impl, dtype):
                 if setting.left() < 5:
-                    break
-                flops = (4 if name == "grad_weight" or name == "forward" else 2) * tokens * width**2
+                    return
                 ms = queued_ms(run, setting.device, launches)
-                setting.add(
-                    "kernels", {"impl": impl, "grid": grid, "pass": name, "ms": ms, "useful_tflops": flops / ms / 1e9}
-                )
-    problem = Arguments((tokens, width, 5 if setting.rehearse else 8, width), setting.device)
+                tflops = (2 if name == "grad_x" else 4) * tokens * width**2 / ms / 1e9
+                setting.add("kernels", {"impl": impl, "grid": grid, "pass": name, "ms": ms, "useful_tflops": tflops})
+
+
+def time_layers(
+    setting: Setting, tokens: int, width: int, grids: tuple[int, ...], dtype: torch.dtype, launches: int
+) -> None:
+    """Forward and backward as in bench/layer.py, but queued, so that what the host does before a pass counts less."""
+    impls = ("chunked", "dense") if setting.rehearse else REPEATABLE
+    for grid in grids[:2]:
+        if setting.left() < 30 and not setting.rehearse:
+            return
+        turn = Passes(Case(tokens, width, grid, "bfloat16"), setting.device)
+        able, unable = line_up(turn, impls, {}, compiled=not setting.rehearse)
+        for contestant in able:
+            ms = queued_ms(partial(turn.training, contestant.module), setting.device, launches)
+            setting.add("layers", {"contestant": contestant.name, "grid": grid, "ms": ms})
+        for name, reason in unable.items():
+            setting.add("layers", {"contestant": name, "grid": grid, "cannot": reason})
+
+
+def time_tiles(
+    setting: Setting, tokens: int, width: int, grids: tuple[int, ...], dtype: torch.dtype, launches: int
+) -> None:
+    problem = Arguments((tokens, width, grids[0], width), setting.device)
     if problem.why_not("triton") is None:
         for kernel, tile in other_tiles(setting):
             if setting.left() < 8:
-                break
+                return
             setting.add("tiles", time_tile(setting, problem, kernel, tile, dtype, launches))
-            tiles_timed += 1
-    setting.keep(summary=f"{len(setting.result['kernels'])} kernels, {tiles_timed} tiles")
 
 
 def passes(problem: Arguments, impl: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:

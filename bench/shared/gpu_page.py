@@ -81,8 +81,8 @@ def section(record: dict[str, Any] | None) -> str:
         outcome = record["steps"].get(step.name, {"status": "not run", "seconds": 0, "result": {}})
         words = outcome.get("why") or outcome["result"].get("summary", "")
         lines.append(f"| {step.name} | {outcome['status']} | {outcome['seconds']:.0f} | {cell(words)} |")
-    for part in (layer_rows(record), run_rows(record), kernel_rows(record), profile_rows(record)):
-        rows = list(part)
+    for part in (layer_rows, queued_rows, run_rows, kernel_rows, profile_rows):
+        rows = list(part(record))
         lines += ["", *rows] if rows else []
     return "\n".join(lines) + "\n"
 
@@ -122,6 +122,15 @@ def kernel_rows(record: dict[str, Any]) -> Iterator[str]:
         yield "|---|---|---|---|---|"
     for row in found.get("kernels", []):
         yield f"| {row['grid']} | {row['impl']} | {row['pass']} | {row['ms']:.3f} | {row['useful_tflops']:.0f} |"
+
+
+def queued_rows(record: dict[str, Any]) -> Iterator[str]:
+    timed = [row for row in result_of(record, "times").get("layers", []) if "ms" in row]
+    if timed:
+        yield "| G | contestant | forward and backward, queued, ms |"
+        yield "|---|---|---|"
+    for row in timed:
+        yield f"| {row['grid']} | {cell(row['contestant'])} | {row['ms']:.2f} |"
 
 
 def profile_rows(record: dict[str, Any]) -> Iterator[str]:
