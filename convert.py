@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import common.threads  # noqa: F401  before torch
+
 import tyro
 
 from common.command_line import OptionParser

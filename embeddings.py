@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.tables import Tables
+
 
 class PairEmbedding(nn.Module):
     """An embedding of each token together with the one before, beside its own (Huang et al. 2025, "over-encoding").
@@ -41,7 +43,7 @@ def hashed(numbers: Tensor) -> Tensor:
     return numbers
 
 
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding(Tables):
     """Rotates pairs of features by an angle that grows with the position (Su et al. 2021, base 10,000)."""
 
     cos: Tensor
@@ -49,10 +51,14 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, head_dim: int, block_size: int) -> None:
         super().__init__()
-        frequency = 10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)  # (head_dim/2,)
-        angle = torch.outer(torch.arange(block_size), frequency)  # (block_size, head_dim/2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.head_dim = head_dim
+        self.block_size = block_size
+        self.register_tables()
+
+    def compute_tables(self) -> dict[str, Tensor]:
+        frequency = 10_000.0 ** (-torch.arange(0, self.head_dim, 2, device="cpu") / self.head_dim)  # (head_dim/2,)
+        angle = torch.outer(torch.arange(self.block_size, device="cpu"), frequency)  # (block_size, head_dim/2)
+        return {"cos": angle.cos(), "sin": angle.sin()}
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         """x (B, heads, T, head_dim), its first token at position `start`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -31,6 +31,8 @@ def refuse_namesakes(*names: str) -> None:
 refuse_namesakes("backends", "splines", "pictures", "common")
 
 import backends  # noqa: E402
+from common.linear_layers import linear_slopes  # noqa: E402
+from common.tables import fill_tables  # noqa: E402
 from pictures.page import chosen_style, matplotlib_defaults  # noqa: E402
 from pictures.sheets import DPI, draw_snapshot  # noqa: E402
 from splines.checks import check_choice, check_integer, check_middle, check_width  # noqa: E402
@@ -118,6 +120,7 @@ class KANLayer(nn.Module):
         self.parametrisation = Parametrisation(variant, num_control_points, zero_centred, self.weight)
         self.reset_parameters()
         self._choose_backend()
+        self.register_load_state_dict_post_hook(_settle_after_loading)
 
     def reset_parameters(self) -> None:
         """Set every spline to its initial straight line (see `init`)."""
@@ -223,6 +226,7 @@ class KANLayer(nn.Module):
     def from_linear(cls, linear: nn.Module, **options: Any) -> KANLayer:
         """The layer that computes what `linear` does, every spline a straight line, on its device and in its dtype.
 
+        What is frozen there (requires_grad False), weight or bias, is so here.
         `linear`: an nn.Linear, or GPT-2's Conv1D of the transformers package, whose weight is transposed. `options`:
         num_control_points, spline_width, impl, variant, zero_centred. Raises ValueError for other modules and options.
         """
@@ -237,9 +241,11 @@ class KANLayer(nn.Module):
         }
         layer = cls(inputs, outputs, **made, **options)
         layer._set_lines(slopes)
+        layer.weight.requires_grad_(linear.get_parameter("weight").requires_grad)
         if layer.bias is not None and bias is not None:
             with torch.no_grad():
                 layer.bias.copy_(bias)
+            layer.bias.requires_grad_(bias.requires_grad)
         return layer.train(linear.training)
 
     def get_extra_state(self) -> Tensor:
@@ -261,7 +267,7 @@ class KANLayer(nn.Module):
         dtype = self._compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, self.in_features)  # (*, I) → (N, I)
-            y = self._backend.spline_sum(rows, self.control_points(), self.spline_width, dtype)  # (N, O)
+            y = self._backend().spline_sum(rows, self.control_points(), self.spline_width, dtype)  # (N, O)
             if self.bias is not None:
                 y = y + self.bias.to(dtype)
             return y.reshape(*x.shape[:-1], self.out_features)
@@ -275,21 +281,41 @@ class KANLayer(nn.Module):
         return x.dtype
 
     def _choose_backend(self) -> None:
-        problem = self._problem(self.num_control_points)
-        self._backend, self.why_this_impl = backends.choose(self.impl, problem)
+        self._chosen_on = self.weight.device
+        self._chosen, self._why_chosen = backends.choose(self.impl, self._problem(self.num_control_points))
+
+    def _backend(self) -> backends.Backend:
+        """The one for the device on which the weight is now, by whatever means it came there."""
+        if self._chosen_on != self.weight.device:
+            self._choose_backend()
+        return self._chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the backend, which depends on the machine."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_backend", "why_this_impl")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        try:
+            self._choose_backend()
+        except ValueError as error:  # what was saved must be readable anywhere
+            warnings.warn(f"{error}; auto is taken", stacklevel=2)
+            self.impl = "auto"
+            self._choose_backend()
 
     def _problem(self, num_control_points: int) -> backends.Problem:
         return backends.Problem(self.in_features, num_control_points, self.out_features, self.weight.device)
 
-    def _apply(self, fn, recurse: bool = True) -> KANLayer:
-        super()._apply(fn, recurse)  # .to(), .cuda(), .half(): another device may want another backend
-        self._choose_backend()
-        return self
-
     @property
     def resolved_impl(self) -> str:
         """The backend that `impl` stands for on this device."""
-        return self._backend.name
+        return self._backend().name
+
+    @property
+    def why_this_impl(self) -> str:
+        """Why it is that one, in words."""
+        self._backend()
+        return self._why_chosen
 
     def snapshot(
         self, activations: Tensor | None = None, tokens: Tensor | None = None, number: int = 0, name: str = ""
@@ -362,47 +388,11 @@ class KANLayer(nn.Module):
         )
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is an nn.Linear, or the Conv1D of transformers (which need not be installed)."""
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
-
-
-def linear_slopes(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer as (inputs, outputs). ValueError if it is none."""
-    if not is_linear(linear):
-        raise ValueError(f"from_linear takes an nn.Linear or a Conv1D of transformers; got {type(linear).__name__}")
-    weight = linear.get_parameter("weight").detach()
-    return weight.t() if isinstance(linear, nn.Linear) else weight
+def _settle_after_loading(layer: KANLayer, _: object) -> None:
+    """Parameters that were loaded with assign=True may be on another device."""
+    fill_tables(layer)
+    layer._choose_backend()
 
 
 def to_numpy(values: Tensor) -> Array:
     return values.detach().float().cpu().numpy()
-
-
-def swap_linears(module: nn.Module, where: Where = "*", **options: Any) -> list[str]:
-    """Replace linear layers within `module` by spline layers that compute the same; returns their names.
-
-    `where`: a pattern of names like "blocks.*.ffn.c_fc" (several with commas between), or a function of name and layer
-    that says whether to replace it. `options` are those of `KANLayer.from_linear`. A weight that a layer shares with
-    others is not shared any more. An optimizer made before has to be made again.
-
-    Raises ValueError, and changes nothing, if no layer matches or the options are not possible.
-    """
-    linears = [(name, part) for name, part in module.named_modules(remove_duplicate=False) if is_linear(part)]
-    chosen = [(name, linear) for name, linear in linears if name and _matches(where, name, linear)]
-    if not chosen:
-        there = ", ".join(name or "the module itself" for name, _ in linears[:8]) or "none"
-        raise ValueError(f"no linear layer matches {where!r}; there are {there}{' …' if len(linears) > 8 else ''}")
-    made: dict[nn.Module, KANLayer] = {}  # a layer that is used twice stays one layer
-    for _, linear in chosen:
-        if linear not in made:
-            made[linear] = KANLayer.from_linear(linear, **options)
-    for name, linear in chosen:
-        module.set_submodule(name, made[linear])
-    return [name for name, _ in chosen]
-
-
-def _matches(where: Where, name: str, linear: nn.Module) -> bool:
-    if callable(where):
-        return where(name, linear)
-    return any(fnmatchcase(name, pattern.strip()) for pattern in where.split(","))

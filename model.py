@@ -6,7 +6,6 @@ options are those of today's small models. Every block is pre-normalized: x + at
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention import CausalSelfAttention, KVCache
 from backends import IMPLS
+from common.tables import fill_tables
 from embeddings import PairEmbedding, RotaryEmbedding
 from feed_forward import MLP, AttentionGate, GatedSplines, SwiGLU, TokenShift, relu_squared
-from kan_layer import KANLayer, swap_linears
+from kan_layer import KANLayer
 from splines.checks import check_choice, check_integer, check_literals, check_middle, check_width
 from splines.parametrisation import VARIANTS
+from swap import swap_linears
 
 MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -177,6 +179,19 @@ def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
     return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
 
 
+def attention(config: GPTConfig, layer: int) -> CausalSelfAttention:
+    return CausalSelfAttention(
+        layer,
+        config.n_embd,
+        config.n_head,
+        config.bias,
+        config.dropout,
+        bool(config.qk_norm),
+        rope=RotaryEmbedding(config.n_embd // config.n_head, config.block_size) if config.position == "rope" else None,
+        make_gate=partial(attention_gate, config) if config.attention_gate else None,
+    )
+
+
 def attention_gate(config: GPTConfig) -> AttentionGate:
     """Splines where the feed-forward layer is made of them, else a linear layer."""
     if config.ffn in SPLINES:
@@ -231,92 +246,12 @@ FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
 }
 
 
-class KVCache:
-    """Keys and values of the tokens seen so far: one static buffer a layer, (B, heads, block_size, head_dim).
-
-    And the last token, for pair_rows, with its features at each layer's feed-forward part, for token_shift.
-    """
-
-    def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        head_dim = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.last = torch.zeros(config.n_layer, batch_size, 1, config.n_embd, device=device, dtype=dtype)
-        self.last_token: Tensor | None = None  # (B, 1)
-        self.length = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, heads, T, head_dim) behind the `length` tokens there; return all of that layer's."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def shift(self, layer: int, x: Tensor) -> Tensor:
-        """Keep the last token of x (B, T, C) for this layer; return the one kept before, (B, 1, C), zeros at first."""
-        before = self.last[layer].clone()
-        self.last[layer] = x[:, -1:]
-        return before
-
-
-class CausalSelfAttention(nn.Module):
-    def __init__(self, config: GPTConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.qk_norm = config.qk_norm
-        self.rope = (
-            RotaryEmbedding(config.n_embd // config.n_head, config.block_size) if config.position == "rope" else None
-        )
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.gate = attention_gate(config) if config.attention_gate else None
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, heads, T, head_dim)
-            for part in self.c_attn(x).split(C, dim=2)
-        )
-        past = cache.length if cache is not None else 0
-        if self.rope is not None:
-            q, k = self.rope(q, past), self.rope(k, past)
-        if self.qk_norm:
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        mask = causal_mask(T, past, x.device) if past and T > 1 else None
-        y = self._attend(q, k, v, mask, is_causal=past == 0)
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, heads, T, head_dim) → (B, T, C)
-        if self.gate is not None:
-            y = y * self.gate(x)
-        return self.resid_dropout(self.c_proj(y))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        """All (B, heads, T, head_dim). CPUs never do it in bfloat16, four times as slow there (bench/attention.py)."""
-        on_cpu = v.device.type == "cpu"
-        if on_cpu and v.dtype is not torch.float64:
-            q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext():
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=is_causal
-            )
-
-
-def causal_mask(new: int, past: int, device: torch.device) -> Tensor:
-    """Which of past+new keys each of the new queries sees: (new, past+new), True where it does."""
-    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
-
-
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.norm_1 = normalization(config)
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = attention(config, layer)
         self.norm_2 = normalization(config)
         self.ffn = FEED_FORWARDS[config.ffn](config)
         self.shifts_gate_alone = getattr(self.ffn, "takes_gate_input", False)
@@ -357,6 +292,7 @@ class GPT(nn.Module):
         self.reset_parameters()
         if config.kan_swap:
             self.swap_linears()
+        self.register_load_state_dict_post_hook(fill_tables)
 
     def swap_linears(self) -> None:
         """Replace the linear layers that `config.kan_swap` names by spline layers that compute the same."""
@@ -405,7 +341,11 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size: int = 1) -> KVCache:
         weight = self.token_embedding.weight
-        return KVCache(self.config, batch_size, weight.device, weight.dtype)
+        config = self.config
+        head_dim = config.n_embd // config.n_head
+        return KVCache(
+            config.n_layer, batch_size, config.n_head, config.block_size, head_dim, weight.device, weight.dtype
+        )
 
     def spline_layers(self) -> list[KANLayer]:
         """The spline layers, first block first; empty for the MLP twins."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import common.threads  # noqa: F401  before torch
+
 import tyro
 
 from common.command_line import OptionParser

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import common.threads  # noqa: F401  before torch
+
 import tyro
 
 from common.command_line import OptionParser
@@ -15,14 +17,17 @@ from common.errors import UserError, exit_on_user_error
 from common.files import write_atomically
 from splines.records import SplineRecords
 from splines.views import SplineView, most_curved
+from training.checkpoint import load_checkpoint
 from training.run_splines import splines_at
 from webpage.build import STRIP_SPLINES, build_page
-from webpage.packing import pack
-from webpage.run_data import read_run, read_runs
+from webpage.packing import BUDGET, pack
+from webpage.run_data import RunData, read_run, read_runs
+from webpage.weights import PackedModel, pack_model, why_not
 
 USAGE = "python report.py OUT_DIR [OUT_DIR …] [--live] [--output FILE]"
 REPORT_FILE = "report.html"
 LOOK_EVERY_S = 5.0
+LATER = "The model itself comes with the page that is written when training ends: then it runs here."
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,30 @@ def write_report(out_dirs: Sequence[Path], output: Path | None = None, live: boo
     # Splines are shown of one run: the first that has any.
     runs.sort(key=lambda run: not SplineRecords(run.directory).steps())
     records = SplineRecords(runs[0].directory)
-    packed = pack(records, runs[0].tokenizer)
+    model = LATER if live else live_model(runs[0], records)
+    if isinstance(model, PackedModel):
+        packed = pack(records, runs[0].tokenizer, BUDGET - len(model.block), whole=model.shares_splines)
+    else:
+        packed = pack(records, runs[0].tokenizer)
     path = output or Path(out_dirs[0]) / REPORT_FILE
-    page = build_page(runs, packed, strip_splines(records), live)
+    page = build_page(runs, packed, strip_splines(records), model, live)
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
+
+
+def live_model(run: RunData, records: SplineRecords) -> PackedModel | str:
+    """The newest model of `run`, to run in the page; or a sentence on why there is none."""
+    tokenizer = run.facts.get("tokenizer")
+    name = tokenizer.get("name", "char") if isinstance(tokenizer, dict) else "char"
+    reason = why_not(name, run.config.ffn)  # before a checkpoint is read, which may be large
+    if reason is not None:
+        return reason
+    try:
+        checkpoint = load_checkpoint(run.directory, "latest")
+    except UserError as error:
+        return f"There is no live model here: {error}."
+    steps = records.steps()
+    return pack_model(checkpoint, records.read(steps[-1]) if steps else [])
 
 
 def strip_splines(records: SplineRecords) -> list[SplineView]:

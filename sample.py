@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 import tyro
 from torch import Tensor

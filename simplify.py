@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 import tyro
 
 from common.command_line import OptionParser, command
 from common.errors import UserError, exit_on_user_error
 from common.files import write_atomically
+from common.output import output_may_fail
 from corpus.dataset import Dataset, ensure_prepared
 from kan_layer import KANLayer
 from model import GPT
@@ -84,6 +87,7 @@ class Shares:
         return self.curved + self.straight + self.removed
 
 
+@output_may_fail()  # minutes of work are not to be lost with their reader
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])

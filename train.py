@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
+
+import common.threads  # noqa: F401  before torch
 
 import torch
 
 from common.command_line import command
 from common.errors import UserError, end_at_once, exit_on_user_error
+from common.output import output_may_fail
 from corpus.batches import BatchSampler, evaluation_batches
 from corpus.dataset import Dataset
 from corpus.token_file import DataChanged
+from model import GPT
 from report import REPORT_FILE, write_report
 from sample import write_sample
 from training.batch_feed import BatchFeed
+from training.compiling import CompileFailed, check_together, do_without, noticing_failures
 from training.device import Device, choose_device
-from training.distributed import ALONE, LostProcess, World, join_world, noticing_losses, share_of_step
+from training.distributed import ALONE, LostProcess, World, detecting_lost_processes, join_world, share_of_step
 from training.evaluation import evaluate
 from training.interrupt import StopRequest, must_stop
+from training.neighbours import Neighbours
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel
-from training.progress import Stopwatch, duration, progress_line
+from training.progress import Progress, Stopwatch, duration, progress_line
 from training.randomness import seed_step
 from training.run import Run, open_run
-from training.run_facts import write_facts
+from training.run_facts import opening_lines, write_facts
 from training.run_writer import RunWriter
 from training.schedule import learning_rate
 from training.setup import build_model, open_together
@@ -35,38 +43,25 @@ from training.spline_watch import SplineWatch
 from training.tracker import Tracker
 
 
+@output_may_fail()
 @exit_on_user_error
 def main() -> None:
     with join_world() as world:
         run = open_run(sys.argv[1:], world)
-        dataset = open_together(run.config.dataset, world)
-        with world.together():
-            device = choose_device(run.config, world)
-        trainer = Trainer(run, dataset, device, world)
-        trainer.describe()
-        with StopRequest() as stop:
-            trainer.train(stop)
-            trainer.report(stop)
-        trainer.tell_what_next(stop)
+        with run.lock or nullcontext():
+            dataset = open_together(run.config.dataset, world)
+            with world.together():
+                device = choose_device(run.config, world)
+            device = check_together(device, world)
+            trainer = Trainer(run, dataset, device, world)
+            trainer.describe()
+            with StopRequest() as stop:
+                trainer.train(stop)
+                trainer.report(stop)
+            trainer.tell_what_next(stop)
     if trainer.tracker.hangs:
         end_at_once(stop.exit_code)
     sys.exit(stop.exit_code)
-
-
-@dataclass
-class Progress:
-    """How far a run is: what changes from step to step besides parameters and optimizer state."""
-
-    step: int = 0
-    train_loss: float = math.nan
-    grad_norm: float = math.nan
-    val_loss: float | None = None
-    is_best: bool = False
-    best_val_loss: float = math.inf
-    skipped_steps: int = 0
-    """In a row, up to now."""
-    saved_step: int = -1
-    """The step whose checkpoint is written, or being written."""
 
 
 class Trainer:
@@ -93,18 +88,19 @@ class Trainer:
         self.progress = Progress()
         with world.together():
             elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
-        self._settle()
+        self._run_throwaway_pass()
         self.stopwatch = Stopwatch(sequences * config.block_size, elapsed_s)
+        self.neighbours = Neighbours(torch.get_num_threads(), silent=device.device.type != "cpu")
         self.writer = RunWriter(run, self.parallel, self.optimizer)
         self.tracker = Tracker(config, run.directory, wandb_id, silent=not world.is_main)
         self.watch = SplineWatch(run.directory, config, self.val_stream, self.tracker)
+        self._write_facts()
         with self.writer.writing():
             if world.is_main:
-                write_facts(run.directory, self.model, dataset, device)
                 self.watch.records.forget_after(self.progress.step)
 
-    def _settle(self) -> None:
-        self.parallel.settle(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
+    def _run_throwaway_pass(self) -> None:
+        self.parallel.run_throwaway_pass(*(part[: self.pass_size] for part in self.batches.batch(self.progress.step)))
 
     def _restore(self, run: Run) -> tuple[float, str | None]:
         state = run.state
@@ -126,43 +122,26 @@ class Trainer:
         return state["elapsed_s"], state["wandb_id"]
 
     def describe(self) -> None:
-        config, meta = self.config, self.dataset.meta
-        ffn, layers = self.model.num_ffn_parameters(), self.model.spline_layers()
-        kind = f"spline layers, G={layers[0].num_control_points}" if layers else config.ffn
-        print(f"run     {self.run.directory}" + (f", resumed at step {self.progress.step}" if self.run.state else ""))
-        print(
-            f"data    {config.dataset}: {meta.total_tokens('train'):,} tokens to train on, "
-            f"{meta.total_tokens('val'):,} to validate, vocabulary {self.dataset.tokenizer.vocab_size:,}"
-        )
-        print(
-            f"model   {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context "
-            f"{config.block_size}: {self.model.num_parameters():,} parameters, {ffn:,} of them in {kind}"
-        )
-        print(f"device  {self.device}{self.parallel}")
-        if layers:
-            if config.fitted_share_outside:
-                widths = [layer.spline_width for layer in layers]
-                print(f"grids   {min(widths):.3g} to {max(widths):.3g} wide, fitted to the activations")
-            print(f"splines computed by {layers[0].resolved_impl} ({layers[0].why_this_impl})")
-        sys.stdout.flush()
+        for line in opening_lines(self.run, self.model, self.dataset, f"{self.device}{self.parallel}"):
+            print(line, flush=True)
 
     def train(self, stop: StopRequest) -> None:
         """All steps that are left, with evaluations and checkpoints between; returns early when asked to stop."""
         config, progress = self.config, self.progress
         if progress.step == 0:
             with self.stopwatch.pause():
-                self._look()
+                self._record_splines()
         try:
-            with noticing_losses():
+            with detecting_lost_processes():
                 while progress.step < config.max_iters and not must_stop(stop, self.world):
-                    self.step()
-                    self._log_if_due()
+                    if not self._attempt(stop):
+                        continue
                     if self._is_due(config.eval_interval):
-                        with self.stopwatch.pause():
-                            self._save()
-                            self._show()
+                        self._evaluate()
+                    elif self._is_due(config.log_interval):
+                        self._log()
                 if progress.saved_step != progress.step:
-                    self._save()
+                    self._save_checkpoint(is_best=False)
                 self.writer.wait()
                 if self.world.is_main and not stop:
                     self.watch.finish(progress.step)
@@ -176,6 +155,27 @@ class Trainer:
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters
 
+    def _attempt(self, stop: StopRequest) -> bool:
+        """One step, uncompiled from here on if compiling fails. False if none was taken, since training is to stop."""
+        try:
+            self.step()
+        except CompileFailed as failure:
+            if self.world.size > 1:
+                raise
+            if stop:  # Ctrl-C ends the compilers too, and the uninterrupted run would have compiled this step
+                return False
+            self.device, self.compiling = do_without(self.device, failure.reason), False
+            self.parallel.use(self.device)
+            self._write_facts()
+            self.stopwatch.restart()
+            self.step()
+        return True
+
+    def _write_facts(self) -> None:
+        with self.writer.writing():
+            if self.world.is_main:
+                write_facts(self.run.directory, self.model, self.dataset, self.device)
+
     def step(self) -> None:
         """One optimizer step on gradient_accumulation_steps micro-batches, shared by all processes."""
         progress, config = self.progress, self.config
@@ -185,11 +185,12 @@ class Trainer:
         x, y = self.feed.take(progress.step)
         loss = torch.zeros((), device=self.device.device)
         parts = zip(x.split(self.pass_size), y.split(self.pass_size), strict=True)
-        for number, (x_part, y_part) in enumerate(parts, start=1):
-            with self.parallel.accumulating(last=number == self.passes):
-                part = self.parallel.loss(x_part, y_part) / self.passes
-                self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
-            loss += part.detach()
+        with noticing_failures(self.compiling, self.optimizer):
+            for number, (x_part, y_part) in enumerate(parts, start=1):
+                with self.parallel.accumulating(last=number == self.passes):
+                    part = self.parallel.loss(x_part, y_part) / self.passes
+                    self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
+                loss += part.detach()
         self.scaler.unscale_(self.optimizer)
         norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
         self.feed.fetch(progress.step + 1)
@@ -203,12 +204,13 @@ class Trainer:
         untimed, self.compiling = self.compiling, False
         if self.splines.refine(progress.step, self.optimizer):
             self.parallel.wrap()
-            self._settle()
+            self._run_throwaway_pass()
             untimed, self.compiling = True, self.device.compile  # once more, for the new shapes
         if untimed:
             self.stopwatch.restart()
+            self.neighbours.forget()
         else:
-            self.stopwatch.step()
+            self.neighbours.notice(self.stopwatch.step())
 
     def _is_usable(self) -> bool:
         """Whether loss and gradients are finite. If not, stop before they spoil the parameters, or skip the step.
@@ -223,51 +225,45 @@ class Trainer:
         what = f"step {progress.step + 1} gave a loss of {progress.train_loss:g} and a gradient norm of "
         what += f"{progress.grad_norm:g}"
         if not config.max_skipped_steps:
-            raise UserError(f"{what}, and training stopped before using them; {self.writer.kept()}; {self._mend()}")
+            raise UserError(f"{what}, and training stopped before using them; {self.writer.kept()}; {self._advice()}")
         if progress.skipped_steps == config.max_skipped_steps:
             skipped = f"after {progress.skipped_steps} skipped steps in a row"
-            raise UserError(f"{what} {skipped}, and training stopped; {self.writer.kept()}; {self._mend()}")
+            raise UserError(f"{what} {skipped}, and training stopped; {self.writer.kept()}; {self._advice()}")
         progress.skipped_steps += 1
         print(f"{what}: skipped ({progress.skipped_steps} of at most {config.max_skipped_steps} in a row)", flush=True)
         return False
 
-    def _mend(self) -> str:
+    def _advice(self) -> str:
         return f"try a lower --learning_rate (now {self.config.learning_rate:g}) or more --warmup_iters"
 
-    def _log_if_due(self) -> None:
-        """Evaluate if due; then a progress line, a line of metrics and W&B if either is due."""
-        config, progress, stopwatch = self.config, self.progress, self.stopwatch
-        evaluating = self._is_due(config.eval_interval)
-        if not evaluating and not self._is_due(config.log_interval):
-            return
+    def _evaluate(self) -> None:
+        """All that happens at an evaluation. None of its time counts as that of training steps."""
+        progress, step = self.progress, self.progress.step
+        self._lap()
+        with self.stopwatch.pause():
+            statistics = self._record_splines()
+            progress.note_validation(evaluate(self.model, self.val_stream, self.config, self.device, self.world))
+            self._log(statistics, evaluated=True)
+            self._save_checkpoint(progress.is_best)
+            if (model := self.parallel.whole()) is not None and self.world.is_main:
+                self._try_to_show(f"sample of step {step}", lambda: self._write_sample(model))
+                self._try_to_show(f"report of step {step}", self._write_live_report)
+
+    def _lap(self) -> None:
         self.device.synchronize()
-        stopwatch.lap()
-        val_loss = splines = None
-        if evaluating:
-            with stopwatch.pause():
-                splines = self._look()
-                val_loss = evaluate(self.model, self.val_stream, config, self.device, self.world)
-            progress.val_loss = val_loss
-            progress.is_best = val_loss < progress.best_val_loss
-            if progress.is_best:
-                progress.best_val_loss = val_loss
+        self.stopwatch.lap()
+
+    def _log(self, statistics: list[dict[str, Any]] | None = None, evaluated: bool = False) -> None:
+        """A progress line, a line of metrics and W&B. `statistics`: those of the splines, at an evaluation."""
+        config, progress, stopwatch = self.config, self.progress, self.stopwatch
+        if not evaluated:
+            self._lap()
         rate = learning_rate(progress.step - 1, config)
-        is_best = evaluating and progress.is_best
-        line = progress_line(
-            progress.step,
-            config.max_iters,
-            progress.train_loss,
-            progress.val_loss,
-            is_best,
-            rate,
-            stopwatch,
-            self._mfu(),
-        )
-        print(line, flush=True)
+        print(progress_line(progress, config.max_iters, evaluated, rate, stopwatch, self._mfu()), flush=True)
         record: dict[str, Any] = {
             "step": progress.step,
             "train_loss": progress.train_loss,
-            "val_loss": val_loss,
+            "val_loss": progress.val_loss if evaluated else None,
             "learning_rate": rate,
             "grad_norm": progress.grad_norm,
             "tokens_per_second": stopwatch.tokens_per_second,
@@ -275,8 +271,8 @@ class Trainer:
             "elapsed_s": stopwatch.elapsed_s,
             **self.splines.metrics(),
         }
-        if splines is not None:
-            record["splines"] = splines
+        if statistics is not None:
+            record["splines"] = statistics
         self.writer.log(record)
         self.tracker.log(record, progress.step)
 
@@ -285,12 +281,12 @@ class Trainer:
         peak = self.device.peak_flops()
         return self.model.flops_per_token() * self.stopwatch.tokens_per_second / peak if peak else None
 
-    def _save(self) -> None:
+    def _save_checkpoint(self, is_best: bool) -> None:
         """Copy all that the run needs to go on as if it had not stopped; a thread writes it."""
         progress, config = self.progress, self.config
         if self.world.max(not self.parallel.is_finite()):
             raise UserError(
-                f"step {progress.step} made parameters that are not finite; {self.writer.kept()}; {self._mend()}"
+                f"step {progress.step} made parameters that are not finite; {self.writer.kept()}; {self._advice()}"
             )
         header = {
             "step": progress.step,
@@ -304,34 +300,34 @@ class Trainer:
             "elapsed_s": self.stopwatch.elapsed_s,
             "wandb_id": self.tracker.run_id,
         }
-        self.writer.save(header, is_best=progress.is_best and self._is_due(config.eval_interval))
+        self.writer.save(header, is_best)
         progress.saved_step = progress.step
 
-    def _look(self) -> list[dict[str, Any]] | None:
-        """Record the splines; the numbers that sum them up, a dict a layer, on the main process."""
+    def _record_splines(self) -> list[dict[str, Any]] | None:
+        """Record the splines; on the main process the numbers that sum them up, a dict for each layer."""
         model = self.parallel.whole() if self.config.splines else None
-        return self.watch.look(model, self.progress.step) if self.world.is_main and model is not None else None
+        return self.watch.record(model, self.progress.step) if self.world.is_main and model is not None else None
 
-    def _show(self) -> None:
-        """A sample, and the live report. They are for looking at: their failure does not stop the run."""
-        step, model = self.progress.step, self.parallel.whole()
-        if not self.world.is_main or model is None:
-            return
-        try:
-            if self.config.sample_tokens:
-                write_sample(model, self.dataset, self.run.directory, step, self.config.sample_tokens)
-            if self.config.report == "live":
-                write_report([self.run.directory], live=step < self.config.max_iters)
-        except Exception as error:
-            print(f"sample of step {step}: {type(error).__name__}: {error}; training goes on", flush=True)
+    def _write_sample(self, model: GPT) -> None:
+        if self.config.sample_tokens:
+            write_sample(model, self.dataset, self.run.directory, self.progress.step, self.config.sample_tokens)
+
+    def _write_live_report(self) -> None:
+        if self.config.report == "live":
+            write_report([self.run.directory], live=self.progress.step < self.config.max_iters)
 
     def report(self, stop: StopRequest) -> None:
         """Write report.html, unless the run was stopped; `python report.py` does it any time."""
         if self.config.report != "off" and self.world.is_main and not stop:
-            try:
-                write_report([self.run.directory])
-            except Exception as error:
-                print(f"report: {type(error).__name__}: {error}; the run is complete", flush=True)
+            self._try_to_show("report", lambda: write_report([self.run.directory]), "the run is complete")
+
+    @staticmethod
+    def _try_to_show(name: str, write: Callable[[], object], consequence: str = "training goes on") -> None:
+        """Samples and reports are for looking at: their failure is told, and does not stop the run."""
+        try:
+            write()
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {error}; {consequence}", flush=True)
 
     def tell_what_next(self, stop: StopRequest) -> None:
         directory, progress = self.run.directory, self.progress

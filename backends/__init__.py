@@ -70,6 +70,8 @@ def choose(impl: str, problem: Problem) -> tuple[Backend, str]:
 
 def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
     grid, kind, aside = problem.num_control_points, problem.device.type, ""
+    if kind == "meta":
+        return BACKENDS["dense"], "auto: another is chosen once the layer has a device"
     if kind == "cuda":
         name, why = cuda_choice.pick(problem, {name: backend.why_not for name, backend in BACKENDS.items()})
         return BACKENDS[name], why

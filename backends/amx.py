@@ -11,23 +11,24 @@ import ctypes
 import torch
 from torch import Tensor
 
-from backends import native, native_build
+from backends import dense, instruction_set, native, native_build, standard
 from backends.native_shape import addresses, shape_of
 from backends.operators import operator
-from backends.problem import Problem
+from backends.problem import Problem, except_on_meta
 
 
 def is_supported() -> bool:
-    """Whether this CPU has AMX, as far as PyTorch can tell."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # private: it may go
+    """Whether this CPU has AMX, as far as PyTorch can tell, and $SPLINEGPT_CPU does not rule it out."""
+    return instruction_set.why_no_amx() is None
 
 
+@except_on_meta
 def why_not(problem: Problem) -> str | None:
-    if problem.device.type == "cpu" and not is_supported():
-        return "this CPU has no AMX, or this PyTorch cannot tell"
-    return native.why_not(problem)
+    on_cpu = problem.device.type == "cpu"
+    return (instruction_set.why_no_amx() if on_cpu else None) or native.why_not(problem)
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O). Saves only its arguments."""
     if dtype is not torch.bfloat16 or torch.float64 in (x.dtype, control_points.dtype):
@@ -54,6 +55,9 @@ class _BasisMatmul(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, control_points = ctx.saved_tensors
         points = control_points.shape[1]
+        if standard.is_wanted_in_backward():
+            wanted = ctx.needs_input_grad[:2]
+            return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = slopes(x, grad @ rises(control_points).t(), points, ctx.spline_width)

@@ -32,7 +32,7 @@ def find_cell(u: Tensor, num_control_points: int) -> Tensor:
     """Number of the cell at position `u` in knot units; int64, 0 … G-2 whatever u is."""
     last = num_control_points - 2
     # Truncation is floor once u is not negative. What NaN converts to differs by machine, hence the second clamp.
-    return u.clamp(0, last).long().clamp_(0, last)
+    return u.clamp(0, last).long().clamp(0, last)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

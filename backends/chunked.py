@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends import dense, standard
 from backends.cells import accumulation_dtype, find_cell, knot_units
 from backends.operators import operator
 from backends.triton import cell_edges
@@ -27,6 +28,7 @@ TILE = 128  # tokens: rows that a matrix product shares out, so chunks are multi
 FEWEST = 1024  # tokens of a chunk on a GPU, below which a product would leave processors idle
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O)."""
     return spline_sum_op(x, control_points, spline_width, dtype)
@@ -102,7 +104,10 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     wanted = list(ctx.needs_input_grad[:2])
-    gradients = spline_sum_backward(grad.contiguous(), *ctx.saved_tensors, ctx.spline_width, wanted)
+    x, control_points = ctx.saved_tensors
+    if standard.is_wanted_in_backward():
+        return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None, None
+    gradients = spline_sum_backward(grad.contiguous(), x, control_points, ctx.spline_width, wanted)
     grad_x, grad_weight = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
     return grad_x, grad_weight, None, None
 

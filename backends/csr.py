@@ -8,13 +8,16 @@ import functools
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from backends import standard
 from backends.cells import accumulation_dtype, flat_rows, interleave, locate
 from backends.operators import operator
-from backends.problem import Problem
+from backends.problem import Problem, except_on_meta
 
 
+@except_on_meta
 def why_not(problem: Problem) -> str | None:
     if problem.device.type == "cpu" and not torch.backends.mkl.is_available():
         return "this PyTorch is built without MKL, which holds the sparse matrix products for CPUs"
@@ -25,6 +28,7 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O). In float32 where sparse products lack half precisions."""
     in_features, num_control_points, out_features = control_points.shape
@@ -104,8 +108,22 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
     values, columns, table = ctx.saved_tensors
+    if standard.is_wanted_in_backward():
+        grad_values, grad_table = differentiable_gradients(grad, values, columns.long(), ctx.row_nonzeros, table)
+        return grad_values, None, None, grad_table
     grad_values, grad_table = sparse_matmul_backward(grad.contiguous(), values, columns, ctx.row_nonzeros, table)
     return grad_values, None, None, grad_table
+
+
+def differentiable_gradients(
+    grad: Tensor, values: Tensor, columns: Tensor, row_nonzeros: int, table: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Those of `sparse_matmul_backward` in operators that have derivatives. Writes out (N, row_nonzeros, O)."""
+    grad = grad.unsqueeze(1)  # (N, 1, O)
+    rows = F.embedding(columns.unflatten(0, (-1, row_nonzeros)), table)  # (N, row_nonzeros, O)
+    shares = values.unflatten(0, (-1, row_nonzeros)).unsqueeze(-1) * grad
+    grad_table = torch.zeros_like(table).index_add(0, columns, shares.flatten(0, 1))
+    return (rows * grad).sum(-1).flatten(), grad_table
 
 
 sparse_matmul.register_autograd(_backward, setup_context=_save_for_backward)

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from backends import standard
 from backends.cells import accumulation_dtype, find_cell, knot_units
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O). Writes an (N, (G-1)·I) matrix; saves only its arguments."""
     return _RampMatmul.apply(x, control_points, spline_width, dtype)
@@ -65,13 +67,13 @@ def gradients(
     grad_x = grad_weight = None
     if wanted[0]:
         grad_ramp = grad @ _slopes(control_points, dtype).t()  # (N, (G-1)·I)
-        grad_ramp = grad_ramp.unflatten(1, (num_control_points - 1, in_features))
+        grad_ramp = grad_ramp.reshape(len(x), num_control_points - 1, in_features)  # PyTorch cannot batch unflatten
         cell = find_cell(u, num_control_points).unsqueeze(1)  # (N, 1, I)
         rise = grad_ramp.gather(1, cell).squeeze(1)
         grad_x = rise.to(x.dtype) * ((num_control_points - 1) / spline_width)
     if wanted[1]:
         # Hats, not ramps: a control point's gradient as the difference of two ramps' would cancel.
         basis = hats(ramps(u.to(accumulation_dtype(x.dtype)), num_control_points)).to(dtype).flatten(1)
-        grad_weight = (basis.t() @ grad).unflatten(0, (num_control_points, in_features))  # (G, I, O)
+        grad_weight = (basis.t() @ grad).reshape(num_control_points, in_features, -1)  # (G, I, O)
         grad_weight = grad_weight.transpose(0, 1).to(control_points.dtype)
     return grad_x, grad_weight

@@ -4,9 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backends import standard
 from backends.cells import accumulation_dtype, flat_rows, interleave, locate
 
+TWICE_DIFFERENTIABLE = ("dense", "csr", "embedding", "reference")  # in every dtype, on any machine
 
+
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O).
 
@@ -19,4 +23,25 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
     t = t.to(table.dtype)
     row = flat_rows(cell, num_control_points)
     bags, weights = interleave(row, row + 1), interleave(1 - t, t)  # (N, 2·I) each
+    for tensor in (table, weights):
+        if tensor.requires_grad and not torch.compiler.is_compiling():
+            tensor.register_hook(_only_once_differentiable)
     return F.embedding_bag(bags, table, per_sample_weights=weights, mode="sum").to(dtype)
+
+
+def _only_once_differentiable(grad: Tensor) -> Tensor:
+    """The gradient, which says what to do instead if it is differentiated in turn; PyTorch only says that it cannot."""
+    return _NoSecondDerivative.apply(grad) if torch.is_grad_enabled() else grad
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        raise RuntimeError(
+            "impl 'embedding_bag', which native and triton use for float64, has no second derivatives; "
+            f"choose an impl that has: {', '.join(TWICE_DIFFERENTIABLE)}"
+        )

@@ -9,20 +9,22 @@ import ctypes
 import torch
 from torch import Tensor
 
-from backends import embedding_bag, native_build
+from backends import dense, embedding_bag, native_build, standard
 from backends.native_shape import Shape, addresses, shape_of
 from backends.operators import operator
-from backends.problem import Problem
+from backends.problem import Problem, except_on_meta
 
 _NARROW = (torch.float32, torch.bfloat16)  # what the kernel reads and writes
 
 
+@except_on_meta
 def why_not(problem: Problem) -> str | None:
     if problem.device.type != "cpu":
         return f"it is for CPUs, and the layer is on {problem.device.type}"
     return native_build.why_not()
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O). float64 goes through embedding_bag; float16 computes in float32."""
     if torch.float64 in (x.dtype, control_points.dtype, dtype):
@@ -73,8 +75,12 @@ def _save_for_backward(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, control_points)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    return *spline_sum_backward(grad, *ctx.saved_tensors, ctx.spline_width), None, None
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x, control_points = ctx.saved_tensors
+    if standard.is_wanted_in_backward():
+        wanted = ctx.needs_input_grad[:2]
+        return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None, None
+    return *spline_sum_backward(grad, x, control_points, ctx.spline_width), None, None
 
 
 spline_sum_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,4 +1,7 @@
-"""Building native.cpp with the C++ compiler of this machine, once, and loading it from the user's cache."""
+"""Building native.cpp with the C++ compiler of this machine, once, and loading it from the user's cache.
+
+$CXX names another compiler, $SPLINEGPT_CPU the instructions to build with (instruction_set.py).
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from backends import instruction_set
+
 SOURCE = Path(__file__).with_name("native.cpp")
 HEADERS = "cpu/*.h"  # beside it
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS_TO_BUILD = 60  # for a build that takes less than one; then something is stuck
 
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
-# Not every compiler takes these: the first set that it builds with is used. Without OpenMP (Apple's clang) the kernel
-# runs on one thread. x86 compilers otherwise use half of a 512-bit vector.
-OPTIONAL_FLAGS = (
-    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
-    ("-march=native", "-fopenmp"),
-    ("-mcpu=native", "-fopenmp"),
-    ("-march=native",),
-    ("-mcpu=native",),
-    (),
-)
+OPENMP = ("-fopenmp",)  # without it (Apple's clang) the kernel runs on one thread
 
 
 class NativeUnavailable(Exception):
@@ -58,23 +54,25 @@ def why_not() -> str | None:
 @functools.cache
 def _try_to_load() -> ctypes.CDLL | str:
     try:
-        compiler = find_compiler()
-        return load_from(cache_directory(), compiler)
+        return load_from(cache_directory(), find_compiler(), find_instructions())
     except NativeUnavailable as reason:
         return str(reason)
     except OSError as error:
         return f"the compiled kernel could not be stored or loaded ({error})"
 
 
-def load_from(directory: Path, compiler: str, extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The library for this source, compiler, machine and `extra_flags` from `directory`, built there if need be.
+def load_from(
+    directory: Path, compiler: str, instructions: str = instruction_set.NATIVE, extra_flags: tuple[str, ...] = ()
+) -> ctypes.CDLL:
+    """The library for this source, compiler, instruction set and `extra_flags` from `directory`, built if need be.
 
     A library carries the digest of its contents in its name and is put in place by renaming, so that processes that
     build at once do not disturb each other, and a damaged or foreign file is recognised without loading it.
     Raises NativeUnavailable.
     """
     sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob(HEADERS)))]
-    key = _digest(*sources, " ".join((*FLAGS, *extra_flags)), str(OPTIONAL_FLAGS), *_identity(compiler))
+    flags = [" ".join((*FLAGS, *optional, *extra_flags)) for optional in optional_flags(instructions)]
+    key = _digest(*sources, *flags, *_identity(compiler, instructions))
     for path in sorted(directory.glob(f"native-{key}-*.so")):
         try:
             if path.stem.endswith("-" + _digest(path.read_bytes())):
@@ -84,7 +82,7 @@ def load_from(directory: Path, compiler: str, extra_flags: tuple[str, ...] = ())
         path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as build:
         built = Path(build) / "native.so"
-        _compile(compiler, extra_flags, built)
+        _compile(compiler, instructions, extra_flags, built)
         try:
             name = f"native-{key}-{_digest(built.read_bytes())}.so"
             library = ctypes.CDLL(str(built))  # what cannot be loaded is not kept
@@ -108,6 +106,20 @@ def find_compiler() -> str:
     raise NativeUnavailable(f"no C++ compiler was found (looked for {', '.join(COMPILERS)}; CXX can name another)")
 
 
+def find_instructions() -> str:
+    """The name of the instruction set that $SPLINEGPT_CPU asks for. Raises NativeUnavailable."""
+    name = instruction_set.chosen()
+    reason = instruction_set.why_not(name)
+    if reason is not None:
+        raise NativeUnavailable(reason)
+    return name
+
+
+def optional_flags(instructions: str) -> list[tuple[str, ...]]:
+    """What not every compiler takes, the best first."""
+    return [(*machine, *openmp) for openmp in (OPENMP, ()) for machine in instruction_set.FLAGS[instructions]]
+
+
 def cache_directory() -> Path:
     """Where built kernels are kept, for this user alone: made if need be; a temporary folder where that fails."""
     try:
@@ -129,9 +141,10 @@ def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="splinegpt-")  # goes with the process
 
 
-def _compile(compiler: str, extra_flags: tuple[str, ...], output: Path) -> None:
+def _compile(compiler: str, instructions: str, extra_flags: tuple[str, ...], output: Path) -> None:
+    """With the first set of optional flags that the compiler builds with."""
     complaint = ""
-    for optional in OPTIONAL_FLAGS:
+    for optional in optional_flags(instructions):
         status, text = _run(compiler, *FLAGS, *optional, *extra_flags, str(SOURCE), "-o", str(output))
         if status == 0:
             return
@@ -139,16 +152,22 @@ def _compile(compiler: str, extra_flags: tuple[str, ...], output: Path) -> None:
     raise NativeUnavailable(f"{compiler} failed to build it ({complaint[:300]})")
 
 
-def _identity(compiler: str) -> tuple[str, str]:
-    """What the built library depends on besides its source: compiler version and CPU."""
+def _identity(compiler: str, instructions: str) -> tuple[str, ...]:
+    """What the built library depends on besides source and flags: compiler, architecture, and for `native` the CPU."""
     _, version = _run(compiler, "--version")
-    cpu = [platform.machine(), platform.processor()]
-    try:  # a home directory may be shared by machines whose CPUs differ
+    cpu = _cpu() if instructions == instruction_set.NATIVE else ()
+    return (compiler + version, platform.machine(), *cpu)
+
+
+def _cpu() -> list[str]:
+    """This CPU's kind and instructions: a home directory may be shared by machines whose CPUs differ."""
+    kind = [platform.processor()]
+    try:
         lines = dict.fromkeys(Path("/proc/cpuinfo").read_text().splitlines())
-        cpu += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+        kind += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
     except OSError:
         pass
-    return compiler + version, "\n".join(cpu)
+    return kind
 
 
 def _run(*command: str) -> tuple[int, str]:

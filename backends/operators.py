@@ -6,10 +6,13 @@ a run without compiling has no use for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from backends import standard
 
 
 class Operator:
@@ -25,7 +28,7 @@ class Operator:
         self._library = torch.library.Library(namespace, "FRAGMENT")
         schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema, lib=self._library, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(name, device, function, lib=self._library)
+        torch.library.impl(name, device, _without_forward_mode(name, function), lib=self._library)
         self.overload = getattr(getattr(torch.ops, namespace), op).default
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -43,9 +46,18 @@ class Operator:
         """Make it an error to differentiate, where otherwise what goes through this operator would be left out."""
 
         def refuse(ctx: Any, *gradients: Any) -> None:
-            raise RuntimeError(f"{self.name} has no derivative")
+            raise RuntimeError(f"{self.name} has no derivative; those of KANLayer and of the backends' spline_sum have")
 
         self.register_autograd(refuse)
+
+
+def _without_forward_mode(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def kernel(*arguments: Any) -> Any:
+        standard.refuse_forward_mode(name)
+        return function(*arguments)
+
+    return kernel
 
 
 def operator(name: str, device: str = "default") -> Callable[[Callable[..., Any]], Operator]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,8 +27,21 @@ class Problem:
     tokens: int | None = None
 
 
+WhyNot = Callable[[Problem], str | None]
+
+
 def runs_anywhere(problem: Problem) -> str | None:
     return None
+
+
+def except_on_meta(why_not: WhyNot) -> WhyNot:
+    """Decorates a check of the device: on PyTorch's meta device nothing is computed, so anything can be there."""
+
+    @functools.wraps(why_not)
+    def check(problem: Problem) -> str | None:
+        return None if problem.device.type == "meta" else why_not(problem)
+
+    return check
 
 
 @dataclass(frozen=True)
@@ -36,9 +50,9 @@ class Backend:
 
     name: str
     spline_sum: SplineSum
-    why_not: Callable[[Problem], str | None] = runs_anywhere
+    why_not: WhyNot = runs_anywhere
     """The reason why it cannot run here, or None."""
-    caveat: Callable[[Problem], str | None] = runs_anywhere
+    caveat: WhyNot = runs_anywhere
     """A sentence to know where it can run, or None."""
 
 

@@ -23,7 +23,7 @@ import functools
 import torch
 from torch import Tensor
 
-from backends import dense
+from backends import dense, standard
 from backends.cells import accumulation_dtype, knot_units
 from backends.problem import Problem
 
@@ -54,9 +54,12 @@ def why_dense(in_features: int, out_features: int, device: torch.device) -> str 
     if in_features % FEATURES or out_features % OUTPUTS:
         shape = f"{in_features} and {out_features}"
         return f"its 2:4 product needs in_features a multiple of {FEATURES} and out_features of {OUTPUTS}, not {shape}"
+    if not hasattr(torch, "_sparse_semi_structured_mm"):  # private: it may go
+        return "this PyTorch has no 2:4 product whose places can be written directly"
     return None if _product_works(device) else "PyTorch's 2:4 product fails on this GPU"
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, 5, O) → (N, O). Saves only its arguments."""
     return _SparseMatmul.apply(x, control_points, spline_width, dtype)
@@ -127,6 +130,7 @@ def sparse_product(x: Tensor, pair: Tensor, table: Tensor) -> Tensor:
 @torch.library.custom_op("splinegpt::semi_structured_matmul", mutates_args=(), device_types="cuda")
 def sparse_matmul(nonzeros: Tensor, metadata: Tensor, table: Tensor) -> Tensor:
     """nonzeros (N, I·2), metadata (N, I/4), table (I·4, O) → (N, O)."""
+    standard.refuse_forward_mode("splinegpt::semi_structured_matmul")
     if nonzeros.numel() == 0:
         return table.new_zeros(nonzeros.shape[0], table.shape[1])
     return torch._sparse_semi_structured_mm(
@@ -147,6 +151,6 @@ def _product_works(device: torch.device) -> bool:
     table = torch.linspace(-1, 1, 4 * FEATURES * OUTPUTS, device=device).view(4 * FEATURES, OUTPUTS).bfloat16()
     try:
         product = sparse_product(x, pair, table)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # TypeError: it takes other arguments than it did
         return False
     return torch.allclose(product, basis(pair, x) @ table, rtol=0.02, atol=0.02)

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends import embedding_bag, triton_tiles
+from backends import dense, embedding_bag, standard, triton_tiles
 from backends.cells import knot_units
-from backends.problem import Problem
+from backends.problem import Problem, except_on_meta
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_PARTIAL_BYTES = 2**28  # of gradients of W that are summed over parts of the tokens
 
 
+@except_on_meta
 def why_not(problem: Problem) -> str | None:
     return why_not_on(problem.device)
 
@@ -49,6 +50,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@standard.under_transforms
 def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """x (N, I), control_points (I, G, O) → (N, O). float64, which tensor cores of few GPUs have, by embedding_bag."""
     if torch.float64 in (x.dtype, control_points.dtype, dtype):
@@ -59,6 +61,7 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
 @torch.library.custom_op("splinegpt::triton", mutates_args=())
 def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     """As `spline_sum`, for float32, bfloat16 and float16 in any mixture. Raises ValueError for what does not fit."""
+    standard.refuse_forward_mode("splinegpt::triton")
     problem = _Launch(x, control_points, spline_width, dtype)
     y = x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
     if y.numel():
@@ -77,6 +80,7 @@ def spline_sum_backward(
     grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the control points, in their types; sums are float32. One not wanted comes back empty."""
+    standard.refuse_forward_mode("splinegpt::triton_backward")
     problem = _Launch(x, control_points, spline_width, grad.dtype)
     grad, x = grad.contiguous(), x.contiguous()
     grad_x = torch.zeros_like(x) if wanted[0] else x.new_empty(0)
@@ -104,7 +108,10 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     wanted = list(ctx.needs_input_grad[:2])
-    gradients = spline_sum_backward(grad, *ctx.saved_tensors, ctx.spline_width, wanted)
+    x, control_points = ctx.saved_tensors
+    if standard.is_wanted_in_backward():
+        return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None, None
+    gradients = spline_sum_backward(grad, x, control_points, ctx.spline_width, wanted)
     grad_x, grad_weight = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
     return grad_x, grad_weight, None, None
 

@@ -22,6 +22,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import common.threads  # noqa: F401  before torch
+
 import numpy as np
 import numpy.typing as npt
 

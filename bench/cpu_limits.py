@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 
 from backends import native_build
@@ -81,11 +83,11 @@ def main() -> None:
 def build(folder: Path) -> ctypes.CDLL:
     """The library of cpu_limits.cpp, with the flags of the kernel."""
     try:
-        compiler = native_build.find_compiler()
+        compiler, instructions = native_build.find_compiler(), native_build.find_instructions()
     except native_build.NativeUnavailable as reason:
         raise UserError(f"the limits cannot be measured: {reason}") from reason
     built = folder / "cpu_limits.so"
-    for optional in native_build.OPTIONAL_FLAGS:
+    for optional in native_build.optional_flags(instructions):
         command = [compiler, *native_build.FLAGS, *optional, str(SOURCE), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=native_build.SECONDS_TO_BUILD)
         if done.returncode == 0:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 
 from bench.shared import nanogpt

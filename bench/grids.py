@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 
 from bench.shared.machine import machine_name

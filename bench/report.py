@@ -1,6 +1,7 @@
 """What looking at a run costs: `python bench/report.py RUN` times recording, drawing and the report, and its page.
 
-RUN is a run of train.py with splines (and its data, still prepared). --picture FILE also takes the page's portrait.
+RUN is a run of train.py with splines (and its data, still prepared). --picture FILE also takes the portrait of the
+page's explorer, --model-picture FILE that of its live model.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+
+import common.threads  # noqa: F401  before torch
+
 import torch
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
 
 from bench.shared.chromium import Browser, why_not
 from bench.shared.machine import machine_name
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
+from corpus.batches import evaluation_batches
 from corpus.dataset import Dataset, ensure_prepared
 from pictures.run_pictures import SplinePictures
 from report import write_report
@@ -34,7 +38,23 @@ from training.tracker import Tracker
 from webpage.run_data import read_run
 
 USAGE = "python bench/report.py RUN [--key value …]"
-HOVER_MS = 3000
+HOVER_MS = WRITE_MS = 3000
+READY = "const done = arguments[0], look = () => live.model ? done() : setTimeout(look, 5); look()"
+WRITE = """
+const done = arguments[1];
+$('write').click();
+setTimeout(() => {
+  const { count, since } = live.writing;
+  done(count / (performance.now() - since) * 1000);
+}, arguments[0]);
+"""
+PASS = """
+const one = new Reading(live.model, live.model.splines);
+one.take(Array.from({ length: 500 }, (_, k) => k % live.model.spec.vocabulary.length));
+const milliseconds = [];
+while (!one.isDone) { const start = performance.now(); one.advance(); milliseconds.push(performance.now() - start); }
+return milliseconds.sort((a, b) => a - b)[Math.floor(milliseconds.length / 2)];
+"""
 HOVER = """
 const done = arguments[1], limit = arguments[0], area = document.querySelector('.map');
 document.documentElement.style.scrollBehavior = 'auto';
@@ -68,6 +88,8 @@ class Options:
     """CPU threads."""
     picture: Path | None = None
     """Where to write a picture of the page's explorer (.png)."""
+    model_picture: Path | None = None
+    """Where to write a picture of the page's live model (.png)."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.threads < 1:
@@ -91,7 +113,7 @@ def main() -> None:
         if why_not():
             print(f"in the browser: not measured, {why_not()}")
             return
-        for name, value in in_browser(page, options.picture).items():
+        for name, value in in_browser(page, options).items():
             print(f"{name:23} {value}")
 
 
@@ -103,9 +125,9 @@ def time_recording(options: Options) -> float:
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker(config, Path(folder), None)
         watch = SplineWatch(Path(folder), config, dataset.tokens("val"), tracker)
-        if watch.look(checkpoint.model, 1) is None:
+        if watch.record(checkpoint.model, 1) is None:
             raise UserError(f"{options.run} has no splines to look at")
-        return median(lambda: watch.look(checkpoint.model, 1), options.repeats)
+        return median(lambda: watch.record(checkpoint.model, 1), options.repeats)
 
 
 def time_between_evaluations(run: Path) -> float:
@@ -131,7 +153,7 @@ def median(action: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def in_browser(page: Path, picture: Path | None) -> dict[str, str]:
+def in_browser(page: Path, options: Options) -> dict[str, str]:
     with Browser() as browser:
         browser.emulate(1280, 900)
         browser.open(page)
@@ -141,23 +163,56 @@ def in_browser(page: Path, picture: Path | None) -> dict[str, str]:
             "return performance.now() - start"
         )
         frames, slow = browser.wait(HOVER, HOVER_MS)
-        if picture:
-            take_portrait(browser, page, picture)
+        if options.picture:
+            take_portrait(browser, page, options.picture, "#splines", 1010)
+        writing = live_model(browser, page) if browser.run("return DATA.model !== null") else {}
+        if options.model_picture and writing:
+            take_portrait(browser, page, options.model_picture, "#model", 950, validation_text(options.run))
     return {
         "first paint": f"{paint:>8.0f} ms",
         "unpacking all steps": f"{unpacking:>8.0f} ms",
         "hovering": f"{frames:>8.0f} frames a second, 99 of 100 within {slow:.0f} ms",
+        **writing,
     }
 
 
-def take_portrait(browser: Browser, page: Path, picture: Path) -> None:
-    """The explorer, at twice the pixels."""
-    browser.emulate(1240, 1010, "light", scale=1.5)
+def live_model(browser: Browser, page: Path) -> dict[str, str]:
+    browser.open(page)
+    browser.wait(READY)
+    one = browser.run(PASS)
+    speed = browser.wait(WRITE, WRITE_MS)
+    return {
+        "the model's weights": f"{browser.run('return $(DATA.model.block).textContent.length') / 1e6:>8.1f} MB",
+        "one character": f"{one:>8.2f} ms, a forward pass",
+        "writing": f"{speed:>8.0f} characters a second",
+    }
+
+
+def validation_text(run: Path) -> str:
+    """Some lines that the model has not been trained on."""
+    checkpoint = load_checkpoint(run)
+    tokens = Dataset.open(ensure_prepared(checkpoint.config.dataset), verify=False).tokens("val")
+    windows, _ = next(evaluation_batches(tokens, 280, 1, 7))
+    return checkpoint.tokenizer.decode(windows[0].tolist())
+
+
+def take_portrait(browser: Browser, page: Path, picture: Path, section: str, height: int, text: str = "") -> None:
+    """A section of the page, at half as many pixels again."""
+    browser.emulate(1240, height, "light", scale=1.5)
     browser.open(page)
     browser.run(
-        "document.documentElement.style.scrollBehavior = 'auto'; document.querySelector('#splines').scrollIntoView()"
+        "document.documentElement.style.scrollBehavior = 'auto'; document.querySelector(arguments[0]).scrollIntoView()",
+        section,
     )
     browser.wait("setTimeout(arguments[0], 300)")
+    if section == "#model":
+        browser.wait(READY)
+        browser.run("$('text').value = arguments[0]; takeText(); $('read-text').focus()", text)
+        browser.press(*["left"] * 24)
+        browser.wait(
+            "const done = arguments[0], look = () => routes.list.length ? done() : setTimeout(look, 5); look()"
+        )
+        browser.run("document.activeElement.blur(); scrollTo(0, $('model').offsetTop - 8)")
     picture.parent.mkdir(parents=True, exist_ok=True)
     browser.screenshot(picture)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import common.threads  # noqa: F401  before torch
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

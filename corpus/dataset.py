@@ -11,12 +11,14 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import expand_home
+from common.folder_lock import FolderLock
 from corpus.metadata import META_FILE, SPLITS, Metadata, Shard, read_metadata
 from corpus.token_file import TokenFile
 from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
 from corpus.verification import is_verified, note_verified
 
 DATA_ROOT = Path(__file__).resolve().parents[1] / "data"
+FIRST_USE_LOCK = ".first_use.lock"  # of the whole preparation; the writer has one of its own
 PIECE_TOKENS = 1 << 22  # shards are hashed and checked in pieces of this size, to bound memory
 
 
@@ -137,8 +139,11 @@ def ensure_prepared(name: str) -> Path:
     if not (folder / META_FILE).is_file():
         if not script.is_file():
             raise UserError(f"{folder} is not prepared and has no prepare.py; {_what_there_is()}")
-        print(f"dataset {name} is not prepared yet: running {script}", flush=True)
-        runpy.run_path(str(script))["prepare"](None)
+        with FolderLock(folder, FIRST_USE_LOCK) as lock:
+            lock.wait(lambda: print(f"dataset {name} is being prepared by {lock.holder()}: waiting for it", flush=True))
+            if not (folder / META_FILE).is_file():  # nor by now
+                print(f"dataset {name} is not prepared yet: running {script}", flush=True)
+                runpy.run_path(str(script))["prepare"](None)
     return folder
 
 

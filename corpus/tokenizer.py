@@ -2,13 +2,13 @@
 
 import codecs
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from common.cores import usable_cores
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class GPT2Tokenizer:
 
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """All documents in a row, `end_of_text` after each, encoded on all cores; shape (tokens,), uint16."""
-        encoded = self._encoding.encode_ordinary_batch(list(documents), num_threads=os.cpu_count() or 1)
+        encoded = self._encoding.encode_ordinary_batch(list(documents), num_threads=usable_cores())
         parts = [np.array([*tokens, self.end_of_text], dtype=token_dtype(self.vocab_size)) for tokens in encoded]
         return np.concatenate(parts) if parts else np.empty(0, dtype=token_dtype(self.vocab_size))
 

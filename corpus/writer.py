@@ -1,5 +1,6 @@
 """Prepared data, written: shards and `meta.json`, with bounded memory, all at once or not at all."""
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -11,9 +12,12 @@ from typing import IO
 import numpy as np
 
 from common.errors import UserError
+from common.folder_lock import FolderLock
+from common.termination import unwinding
 from corpus.metadata import META_FILE, SPLITS, Metadata, Shard
 from corpus.tokenizer import Tokenizer, token_dtype
 
+UNFINISHED = ".preparing-"  # begins the name of a folder that is not published yet
 PIECE_TOKENS = 1 << 22  # tokens are converted and hashed in pieces of this size, to bound memory
 
 _SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})(_\d{{3,}})?\.bin")
@@ -41,15 +45,30 @@ class DatasetWriter:
         self._dtype = token_dtype(tokenizer.vocab_size)
 
     def __enter__(self) -> "DatasetWriter":
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=self.folder))
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder} ({error.strerror}); choose a folder that is yours"
-            ) from error
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(unwinding())
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock(opened)
+                self._temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.folder))
+            except OSError as error:
+                raise UserError(
+                    f"cannot write to {self.folder} ({error.strerror}); choose a folder that is yours"
+                ) from error
+            self._opened = opened.pop_all()
         self._shards: dict[str, list[_OpenShard]] = {split: [] for split in SPLITS}
         return self
+
+    def _lock(self, opened: contextlib.ExitStack) -> None:
+        """Keep other writers out, and clear away what they left if they were killed. UserError if one is at work."""
+        lock = opened.enter_context(FolderLock(self.folder))
+        if not lock.take():
+            raise UserError(f"{self.folder} is being prepared by {lock.holder()}; let that end, then use what it made")
+        if lock.is_sure:
+            for leftover in self.folder.glob(f"{UNFINISHED}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            for download in self.folder.glob(".*.tmp"):
+                download.unlink(missing_ok=True)
 
     def write(self, split: str, tokens: np.ndarray) -> None:
         """Append `tokens`, shape (any,), integers in 0 … vocab_size - 1, to "train" or "val".
@@ -86,6 +105,7 @@ class DatasetWriter:
             raise UserError(f"cannot write to {self.folder} ({failure.strerror}); make room there") from failure
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
+            self._opened.close()
 
     def _publish(self) -> None:
         for split, shards in self._shards.items():

@@ -15,8 +15,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from common.tables import Tables
 from splines.grid import Array
 
 PASSBAND = 4  # balanced: cosine modes up to this are learnt at full speed, higher ones at a rate that falls as k⁻²
@@ -161,13 +162,13 @@ def stored_basis(variant: str, points: int, zero_centred: bool) -> Array:
     return np.delete(matrix, points // 2, axis=1) if zero_centred else matrix
 
 
-class Parametrisation(nn.Module):
+class Parametrisation(Tables):
     """Control points, (I, G, O), from what a layer stores, and back.
 
     That has the same shape, or (I, G-1, O) where zero_centred: without the middle control points, which are zero.
     """
 
-    matrix: Tensor | None
+    matrix: Tensor | None  # S, unless that is the identity
 
     def __init__(self, variant: str, num_control_points: int, zero_centred: bool, like: Tensor) -> None:
         """`like`: a tensor of the device and dtype to compute in."""
@@ -175,10 +176,13 @@ class Parametrisation(nn.Module):
         self.variant = variant
         self.num_control_points = num_control_points
         self.zero_centred = zero_centred
-        matrix = None
-        if variant != "B-spline":
-            matrix = torch.from_numpy(np.array(basis(variant, num_control_points))).to(like)
-        self.register_buffer("matrix", matrix, persistent=False)
+        self.register_buffer("matrix", None, persistent=False)
+        self.register_tables(like.device, like.dtype)
+
+    def compute_tables(self) -> dict[str, Tensor]:
+        if self.variant == "B-spline":
+            return {}
+        return {"matrix": torch.from_numpy(np.array(basis(self.variant, self.num_control_points)))}
 
     def control_points(self, weight: Tensor) -> Tensor:
         """c = S p; differentiable."""

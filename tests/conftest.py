@@ -1,9 +1,18 @@
 """Shared fixtures: devices, determinism, and a tiny prepared dataset that tests make themselves."""
 
+import common.threads  # noqa: F401  before torch
+
+import hypothesis
 import pytest
 import torch
+from hypothesis import HealthCheck
 
-from backends import amx, triton
+from backends import BACKENDS, triton
+from tests import machine
+
+# Hypothesis otherwise fails what takes long, an example 200 ms, as any may where other processes take the cores.
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,19 +23,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def why_skipped(item: pytest.Item) -> str | None:
-    if "cuda" in item.keywords and not torch.cuda.is_available():
-        return "needs a CUDA GPU"
+    """What this machine lacks for a test, or None: by its marks and by the backend that it is about."""
+    on_gpu = item.get_closest_marker("cuda") is not None
+    needs = [need for mark in item.iter_markers("needs") for need in mark.args] + ["cuda"] * on_gpu
+    lacking = next((reason for need in needs if (reason := machine.why_not(need))), None)
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    if params.get("impl") == "amx" and not amx.is_supported():
-        return "needs a CPU with AMX"
-    if params.get("impl") != "triton":
-        return None
-    if not triton.interpreted():
-        on_gpu = params.get("device") == "cuda"
-        return None if on_gpu else "needs a CUDA GPU; test_triton.py repeats it in Triton's interpreter"
-    if params.get("dtype") is torch.bfloat16 or "autocast" in item.name:
+    impl = params.get("impl")
+    if lacking or impl not in BACKENDS:
+        return lacking
+    if impl == "triton" and triton.interpreted() and (params.get("dtype") is torch.bfloat16 or "autocast" in item.name):
         return "Triton's interpreter computes bfloat16 wrongly"
-    return None
+    return machine.why_not_impl(impl, "cuda" if on_gpu else "cpu")
 
 
 @pytest.fixture(autouse=True)

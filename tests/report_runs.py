@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
+from corpus.tokenizer import CharTokenizer
 from kan_layer import KANLayer
+from model import GPT
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from splines.statistics import layer_statistics
+from training.checkpoint import save_checkpoint
 from training.config import Config, save
 
 LETTERS = "abcdefgh <\n"
@@ -67,3 +70,30 @@ def make_run(
         (folder / f"samples/step_{step:06d}.txt").write_text(f"{sample} {step}\n")
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def make_model_run(folder: Path, seed: int = 0, records: bool = True, **changes: object) -> GPT:
+    """A run whose newest checkpoint is a model of these options with random weights; the model, in float64."""
+    step = 10
+    config = dataclasses.replace(Config(), out_dir=str(folder), **changes)  # type: ignore[arg-type]
+    tokenizer = CharTokenizer(LETTERS)
+    model = GPT(config.model_config(tokenizer.vocab_size)).eval()
+    randomize(model, seed)
+    make_run(folder, {step: model.spline_layers() if records else []}, **changes)
+    state = {"step": step, "config": dataclasses.asdict(config), "tokenizer": tokenizer.to_metadata()}
+    state |= {"data_fingerprint": "", "vocab_size": model.config.vocab_size, "model": model.state_dict()}
+    save_checkpoint(folder, {**state, "best_val_loss": 1.0}, is_best=False, keep=1)
+    return model.double()
+
+
+@torch.no_grad()
+def randomize(model: GPT, seed: int) -> None:
+    """Weights of the sizes that trained ones have, so that every part of the model matters."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() == 1:  # norms around one, biases around zero
+            parameter.copy_(noise * 0.2 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+        else:
+            fan_in = parameter.shape[0] if parameter.dim() == 3 else parameter.shape[1]
+            parameter.copy_(noise / math.sqrt(fan_in) * (2.0 if "embedding" in name else 1.0))

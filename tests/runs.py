@@ -20,7 +20,7 @@ from corpus.tokenizer import CharTokenizer
 from corpus.writer import DatasetWriter
 from training.device import choose_device
 from training.distributed import ALONE, World
-from training.run import open_run
+from training.run import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12
@@ -75,8 +75,18 @@ def resume_options(out_dir: Path) -> list[str]:
 
 def make_trainer(arguments: list[str], world: World = ALONE) -> train.Trainer:
     run = open_run(arguments, world)
-    dataset = Dataset.open(ensure_prepared(run.config.dataset))
-    return train.Trainer(run, dataset, choose_device(run.config, world), world)
+    try:
+        dataset = Dataset.open(ensure_prepared(run.config.dataset))
+        return train.Trainer(run, dataset, choose_device(run.config, world), world)
+    except BaseException:
+        let_go(run)
+        raise
+
+
+def let_go(run: Run) -> None:
+    """Unlock the run's directory, as the end of its process does."""
+    if run.lock is not None:
+        run.lock.release()
 
 
 class StopAfter:
@@ -97,7 +107,10 @@ class StopAfter:
 def train_until(arguments: list[str], step: int = 1 << 30, world: World = ALONE) -> train.Trainer:
     """Train in this process, through no command; stop after `step`, as after a SIGTERM."""
     trainer = make_trainer(arguments, world)
-    trainer.train(StopAfter(trainer, step))  # type: ignore[arg-type]
+    try:
+        trainer.train(StopAfter(trainer, step))  # type: ignore[arg-type]
+    finally:
+        let_go(trainer.run)
     return trainer
 
 

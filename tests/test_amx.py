@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import backends
-from backends import amx, dense, native_build
+from backends import amx, dense, instruction_set
 from backends.cells import locate
 
-pytestmark = pytest.mark.skipif(native_build.why_not() is not None, reason="needs the native kernel")
+pytestmark = [pytest.mark.machine, pytest.mark.needs("kernel")]
 EPS = torch.finfo(torch.bfloat16).eps
 problems = given(
     tokens=st.integers(0, 40),
@@ -68,16 +68,9 @@ def test_operators_are_well_formed() -> None:
 
 
 def test_auto_takes_it_for_small_grids_where_there_is_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(instruction_set.VARIABLE, raising=False)
     for supported in (False, True):
-        monkeypatch.setattr(amx, "is_supported", lambda supported=supported: supported)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda supported=supported: supported, raising=False)
         for grid in (3, backends.LARGEST_AMX_GRID + 1):
             backend, _ = backends.choose("auto", backends.Problem(8, grid, 8, torch.device("cpu")))
             assert backend.name == ("amx" if supported and grid == 3 else "native")
-
-
-def test_second_derivatives_are_refused_rather_than_wrong() -> None:
-    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(4, 3, 6, requires_grad=True)
-    y = amx.spline_sum(x, weight, 4.0, torch.bfloat16)
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="has no derivative"):
-        dx.sum().backward()

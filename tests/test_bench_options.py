@@ -38,7 +38,7 @@ def test_gathers_that_need_too_much_memory_are_skipped(monkeypatch: pytest.Monke
     assert done.code == 0 and skipped == ["two gathers", "dense gradient"]
 
 
-@pytest.mark.skipif(native_build.why_not() is not None, reason="no kernel can be built here")
+@pytest.mark.needs("kernel")
 def test_every_limit_is_measured() -> None:
     done = run_command("bench/cpu_limits.py", "--millions=1", "--tokens=1000", "--width=100", "--threads=1")
     assert done.code == 0 and done.err == "", done

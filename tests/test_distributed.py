@@ -19,6 +19,7 @@ import train
 from backends import BACKENDS
 from bench.shared.victim import free_port, rank_environment
 from common.errors import UserError
+from tests import machine
 from tests.runs import (
     ROOT,
     STEPS,
@@ -46,7 +47,6 @@ HARD = {
 WHOLE_SPLIT = {"eval_iters": 0}
 RANDOM = {"dropout": 0.2, "optimizer": "muon"}
 STOP = 6
-IMPLS = [impl for impl in BACKENDS if impl != "triton"]
 
 
 def train_in_a_group(folder: Path, processes: int, cases: list[tuple[list[str], int]]) -> dict[str, str]:
@@ -87,7 +87,7 @@ class Runs:
             cases.append((self.resumed(f"{kind}_stopped"), STEPS))
         cases.append((self.arguments("shards", fsdp=True), STOP))
         if self.processes == 2:
-            for impl in IMPLS:
+            for impl in (impl for impl in BACKENDS if machine.why_not_impl(impl) is None):
                 for fsdp in (False, True):
                     changes = {"kan_impl": impl, "fsdp": fsdp, "max_iters": 3}
                     cases.append((self.arguments(f"{impl}_{fsdp}", **changes), STEPS))
@@ -180,7 +180,7 @@ def test_a_directory_that_holds_shards_is_not_used_for_another_run(runs: Runs, d
     assert_one_sentence(result, "already holds a run", "--resume True")
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BACKENDS)
 def test_every_way_to_compute_the_splines_works_in_a_group(runs: Runs, alone: Path, impl: str) -> None:
     if runs.processes != 2:
         pytest.skip("in groups of two only")

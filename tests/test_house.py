@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"train", "sample", "report", "plot", "simplify", "convert"}
-MODEL = {"model", "feed_forward", "embeddings", "kan_layer"}
+MODEL = {"model", "attention", "feed_forward", "embeddings", "kan_layer", "swap"}
 PACKAGES = {"backends", "splines", "pictures", "corpus", "common", "training", "webpage", "bench"}
 # A command is imported by nobody but train.py, which samples and reports as it goes, and by benchmarks.
 USED_BY_TRAIN = {"sample", "report"}
@@ -79,12 +79,14 @@ BELOW = {
     "splines": {"common"},
     "pictures": {"splines", "common"},
     "backends": {"common"},
+    "attention": set(),
     "feed_forward": set(),
-    "embeddings": set(),
+    "embeddings": {"common"},
     "kan_layer": {"backends", "splines", "pictures", "common"},
-    "model": {"kan_layer", "feed_forward", "embeddings", "backends", "splines", "common"},
-    "training": {"model", "kan_layer", "backends", "corpus", "splines", "pictures", "common"},
-    "webpage": {"training", "model", "corpus", "splines", "pictures", "common"},
+    "swap": {"kan_layer", "common"},
+    "model": {"kan_layer", "swap", "attention", "feed_forward", "embeddings", "backends", "splines", "common"},
+    "training": {"model", "swap", "kan_layer", "backends", "corpus", "splines", "pictures", "common"},
+    "webpage": {"training", "model", "kan_layer", "corpus", "splines", "pictures", "common"},
 }
 
 

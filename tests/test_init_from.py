@@ -1,5 +1,6 @@
 """--init-from: GPT-2 as transformers computes it, with splines for linear layers, then fine-tuned; and our own MLPs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import report
 import train
 from corpus.dataset import Dataset
-from kan_layer import KANLayer, swap_linears
+from kan_layer import KANLayer
+from swap import swap_linears
 from tests.runs import assert_one_sentence, call, make_dataset, options, read_metrics, resume_options, train_until
 from training.checkpoint import load_checkpoint, step_path
 from training.init_from import read_source
@@ -154,3 +156,26 @@ def test_the_report_of_a_swapped_model_speaks_of_splines_and_offers_their_film(
     assert call(report.main, run).code == 0
     page = (run / "report.html").read_text()
     assert "splines in place of linear layers" in page and "--film" in page and "splines-title" in page
+
+
+@pytest.mark.parametrize(
+    "name", ["scratch", "resume", "gpt3", "runs/no_such_run", "/no/such/run", "./gpt2", "~/x", "a/b/c"]
+)
+def test_no_hub_is_asked_for_what_is_none_of_its_names(
+    name: str, tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("training.init_from._from_transformers", asked.append)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = call(train.main, *tuning(dataset, tmp_path / "run", name))
+    assert_one_sentence(result, f"--init_from {os.path.expanduser(name)}")
+    assert not asked and not (tmp_path / "run").exists()
+
+
+def test_a_hub_is_asked_for_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("training.init_from._from_transformers", asked.append)
+    for name in ("gpt2", "distilgpt2", "openai-community/gpt2-xl"):
+        read_source(name)
+    assert asked == ["gpt2", "distilgpt2", "openai-community/gpt2-xl"]

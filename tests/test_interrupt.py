@@ -1,7 +1,7 @@
 """Stop requests: processes that ask together stop together, whenever the signal comes."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -32,3 +32,29 @@ def test_no_process_stops_before_the_others_know(comes: str) -> None:
         others = 128 + signal.SIGUSR1 if comes == "to the other" else 0
         assert must_stop(stop, Meeting(others=others, during=during)) == (comes != "meanwhile")
         assert must_stop(stop, Meeting()) and stop.signal_name == "SIGUSR1" and stop.exit_code == 128 + signal.SIGUSR1
+
+
+@pytest.fixture
+def _usual_hangup() -> Iterator[None]:
+    """A process whose SIGHUP is not ignored, as it is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_usual_hangup")
+def test_a_closed_terminal_may_say_so_more_than_once() -> None:
+    """The kernel, the shell and the session manager each do, and mean no second signal that ends at once."""
+    with StopRequest() as stop:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        assert stop and stop.exit_code == 128 + signal.SIGHUP
+
+
+@pytest.mark.usefixtures("_usual_hangup")
+def test_nohup_is_respected() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

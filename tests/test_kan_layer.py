@@ -86,6 +86,7 @@ def test_state_dict_round_trip_and_deepcopy() -> None:
     torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
 
 
+@pytest.mark.needs("mkl")
 def test_the_spelling_of_the_upstream_package_is_accepted() -> None:
     assert KANLayer(2, 2, impl="sparse_matmul_csr").resolved_impl == "csr"
 

@@ -14,9 +14,7 @@ from model import FEED_FORWARDS, GPT, GPTConfig
 NANOGPT = {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False, "ffn": "mlp"}
 EVERY_KIND = [
     {},
-    {"ffn": "mlp"},
-    {"ffn": "swiglu"},
-    {"ffn": "relu2"},
+    *({"ffn": name} for name in FEED_FORWARDS if name != "splines"),  # that is the default
     {"position": "learned"},
     {"norm": "layernorm", "qk_norm": False, "bias": True},
     {"tie_embeddings": False, "num_control_points": 8},
@@ -176,6 +174,24 @@ def test_a_gated_block_is_its_definition_and_has_the_mlp_s_parameters(options: d
         hidden = hidden / (hidden.square().mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(block(x), hidden @ block.c_proj.weight.T)
     assert block.splines(x).any(), "with splines that start at zero, nothing would ever be learnt"
+
+
+@pytest.mark.parametrize("ffn", FEED_FORWARDS)
+def test_a_feed_forward_layer_takes_each_token_by_itself(ffn: str) -> None:
+    block = tiny(ffn=ffn).blocks[0].ffn
+    x = torch.randn(2, 6, 16)
+    y, order = block(x), torch.randperm(6)
+    assert y.shape == x.shape and y.std() > 0
+    torch.testing.assert_close(block(x[:, order]), y[:, order])
+
+
+@pytest.mark.parametrize("ffn", FEED_FORWARDS)
+def test_a_feed_forward_layer_has_the_parameters_of_the_4x_mlp_and_trains_all_of_them(ffn: str) -> None:
+    model = GPT(GPTConfig(vocab_size=11, n_layer=1, ffn=ffn, num_control_points=8, zero_init_projections=False))
+    assert model.num_ffn_parameters() == pytest.approx(8 * model.config.n_embd**2, rel=0.02)
+    tokens = torch.randint(11, (4, 64))
+    model(tokens, tokens)[1].backward()
+    assert all(parameter.grad.any() for parameter in model.blocks[0].ffn.parameters())
 
 
 def test_relu2_is_its_definition() -> None:

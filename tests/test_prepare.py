@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,9 @@ from tests.data_fixtures import ROOT, TINY_SHAKESPEARE, gpt2_vocabulary  # noqa:
 
 needs_gpt2 = pytest.mark.usefixtures("gpt2_vocabulary")
 needs_tiny_shakespeare = pytest.mark.skipif(not TINY_SHAKESPEARE.is_file(), reason="the text is not here")
+
+
+SCRIPTS = sorted(path.parent.name for path in (ROOT / "data").glob("*/prepare.py"))
 
 
 def script(name: str) -> dict[str, Any]:
@@ -62,6 +66,22 @@ def test_a_local_file_is_split_as_nanogpt_splits(name: str, text_file: Path, tmp
     assert decoded(data, "val") == text[int(len(text) * 0.9) :]
     assert data.tokenizer.to_metadata()["vocabulary"] == "".join(sorted(set(text)))
     assert f"train {len(data.tokens('train')):,} tokens" in result.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_shares_a_local_file_out_and_loses_nothing(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if "GPT2Tokenizer" in (ROOT / "data" / name / "prepare.py").read_text(encoding="utf-8"):
+        request.getfixturevalue("gpt2_vocabulary")
+    text = "".join(f"document {i} of caf\u00e9 \U0001f98a\n\n" for i in range(2500))
+    (tmp_path / "some text.txt").write_text(text, encoding="utf-8")
+    script(name)["prepare"](tmp_path / "some text.txt", tmp_path / "out")
+    splits = [
+        decoded(Dataset.open(tmp_path / "out"), split).replace("<|endoftext|>", " ") for split in ("train", "val")
+    ]
+    assert len(splits[0]) > len(splits[1]) > 0
+    assert Counter("".join(splits).split()) == Counter(text.split())
 
 
 @needs_tiny_shakespeare
@@ -239,7 +259,8 @@ def test_commands_end_without_a_traceback(body: str, status: int, message: str) 
 
 
 def test_every_script_explains_itself() -> None:
-    for path in sorted((ROOT / "data").glob("*/prepare.py")):
+    for name in SCRIPTS:
+        path = ROOT / "data" / name / "prepare.py"
         result = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, timeout=60)
         assert result.returncode == 0 and "LOCAL_FILE" in result.stdout
 

@@ -151,9 +151,10 @@ def test_another_kan_refine_cannot_resume_a_run(tmp_path: Path, dataset: Path) -
     assert_one_sentence(result, "kan_refine=5@0,9@4")
 
 
+@pytest.mark.needs("torch.compile")
 def test_compiled_models_survive_it(dataset: Path) -> None:
     """The gradients of a compiled model are those of the eager one, after refining too."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=20, kan_init="random_normal"))
     compiled = torch.compile(model)
     optimizer = make_optimizer(model, Config())

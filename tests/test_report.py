@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from splines.snapshot import VISIBLE
 from tests.report_runs import make_run, random_layer
 from tests.runs import assert_one_sentence, call, make_dataset, options
 from training.config import parse
+from webpage import build
 from webpage.packing import fixed_point, fixed_point_scale, pack, pack_layer, spread_with_last
 from webpage.run_data import read_run, thinned
 
@@ -83,6 +85,16 @@ def test_a_page_keeps_to_its_budget_and_the_first_and_last_steps(
     assert pack_layer(SplineRecords(run).read(800)[0].block(*places), expected) == where and bytes(expected) == newest
 
 
+def test_a_step_that_the_model_shares_is_kept_whole(tmp_path: Path) -> None:
+    """Rather all features at few steps than few features at many."""
+    steps = range(0, 900, 100)
+    run = make_run(tmp_path / "run", {step: [random_layer(40, 60, 5, seed=step)] for step in steps})
+    packed = pack(SplineRecords(run), read_run(run).tokenizer, 200_000, whole=True)
+    assert packed is not None and sum(map(len, packed.blocks.values())) <= 200_000
+    assert [step["step"] for step in packed.metadata["steps"]][-1] == 800 and len(packed.metadata["steps"]) < 6
+    assert len(packed.metadata["layers"][0]["inputs"]) == 40 and len(packed.metadata["layers"][0]["outputs"]) == 60
+
+
 def test_steps_are_spread_evenly() -> None:
     assert spread_with_last(9, 9) == list(range(9))
     assert spread_with_last(9, 3) == [0, 4, 8]
@@ -101,6 +113,50 @@ def test_a_report_fetches_nothing_and_no_text_escapes_from_it(tmp_path: Path) ->
     assert "alert(1)</script>" not in page and "<b>" not in page
     assert page.count("</script>") == page.count("<script")
     assert "{{" not in page.replace("{{title}} ", ""), "templates are filled"
+
+
+class Outline(HTMLParser):
+    """What a page is made of: its identifiers, what refers to them, and elements that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.references: set[str] = set()
+        self.open: list[str] = []
+        self.disorder: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.ids += [values["id"]] if values.get("id") else []
+        self.references |= set((values.get("aria-labelledby") or "").split())
+        self.references |= {values["href"][1:]} if (values.get("href") or "").startswith("#") else set()
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass  # of SVG: closes itself
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.disorder.append(f"</{tag}> at line {self.getpos()[0]}")
+
+
+VOID = {"meta", "br", "input", "img", "hr", "link"}
+
+
+def test_the_page_uses_all_its_parts_and_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(text: str, parts: dict[str, str], real=build.fill) -> str:
+        assert set(re.findall(r"{{(\w+)}}", text)) == set(parts), "a part without a place is shown nowhere"
+        return real(text, parts)
+
+    monkeypatch.setattr(build, "fill", fill)
+    run = make_run(tmp_path / "run", {0: [random_layer(6, 6, 5)], 5: [random_layer(6, 6, 5)]})
+    assert call(report.main, run).code == 0
+    outline = Outline()
+    outline.feed((run / "report.html").read_text(encoding="utf-8"))
+    assert not outline.disorder and not outline.open
+    assert len(set(outline.ids)) == len(outline.ids) > 10
+    assert outline.references <= set(outline.ids)
 
 
 def test_runs_are_compared_and_splines_come_from_the_one_that_has_them(tmp_path: Path) -> None:

@@ -14,16 +14,17 @@ import torch
 import report
 import train
 from bench.report import HOVER
-from bench.shared.chromium import Browser, why_not
+from bench.shared.chromium import Browser
 from splines.records import SplineRecords
 from splines.snapshot import VISIBLE
 from splines.statistics import dead_splines, layer_statistics
 from splines.views import edge_importance, edge_variation
+from tests import machine
 from tests.report_runs import make_run, random_layer
 from tests.runs import call, make_dataset, options
 from training.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = pytest.mark.needs("chromium")
 
 STEPS, EDGES, POINTS = 12, 50, 50
 SIZE = {"n_layer": 2, "n_embd": 32, "learning_rate": 0.02, "num_control_points": 6, "keep_checkpoints": 9}
@@ -166,7 +167,7 @@ def test_the_map_is_walked_by_arrow_keys_and_speaks(page: Browser) -> None:
 def test_every_control_is_reached_by_tab_and_shows_that_it_is(page: Browser) -> None:
     page.run("document.body.focus(); scrollTo(0, 0)")
     seen: list[str] = []
-    for _ in range(60):
+    for _ in range(120):
         page.press("tab")
         name, ring = page.run(
             """const e = document.activeElement, at = e.matches('.segments input') ? e.nextElementSibling : e;
@@ -339,4 +340,4 @@ def test_hovering_is_smooth_on_a_map_of_16384_splines(browser: Browser, large: P
 
 def test_without_a_browser_the_tests_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "apt-get install chromium" in str(why_not())
+    assert "apt-get install chromium" in str(machine.why_not("chromium"))

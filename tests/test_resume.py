@@ -17,6 +17,7 @@ import train
 from tests.runs import (
     ROOT,
     STEPS,
+    assert_one_sentence,
     call,
     checkpoint_names,
     command,
@@ -237,3 +238,24 @@ def test_options_of_the_optimizer_can_be_changed_on_resuming(tmp_path: Path, dat
     call(train.main, *changed)
     groups = torch.load(tmp_path / "run/checkpoints/step_000008.pt", weights_only=True)["optimizer"]["param_groups"]
     assert all(group["weight_decay"] == 0 and tuple(group["betas"]) == (0.9, 0.9) for group in groups)
+
+
+def test_a_run_goes_on_where_its_data_have_moved_to(tmp_path: Path) -> None:
+    here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    train_until(options(make_dataset(here), tmp_path / "whole"))
+    train_until(options(here, run), 6)
+    here.rename(there)
+    assert_one_sentence(call(train.main, *resume_options(run)), str(here), "is not there", "--dataset")
+    other = make_dataset(tmp_path / "other", "other words " * 200)
+    result = call(train.main, *resume_options(run), f"--dataset={other}")
+    assert_one_sentence(result, str(other), "is not the data that")
+    assert call(train.main, *resume_options(run), f"--dataset={there}").code == 0
+    whole, moved = outcome(tmp_path / "whole"), outcome(run)
+    del whole[0]["config"]["dataset"], moved[0]["config"]["dataset"]
+    assert_identical(moved, whole)
+
+
+def test_another_optimizer_is_refused_by_its_name(tmp_path: Path, dataset: Path) -> None:
+    train_until(options(dataset, tmp_path), 4)
+    result = call(train.main, *resume_options(tmp_path), "--optimizer=muon")
+    assert_one_sentence(result, "cannot go on with optimizer=muon (it has adamw)", "leave these options out")

@@ -66,9 +66,9 @@ def test_at_most_twenty_unknown_characters_are_listed() -> None:
 def test_large_text_is_encoded_fast_and_right() -> None:
     text = "the quick brown fox\n\u00e9\U0001f98a" * 600_000
     tokenizer = CharTokenizer.from_text(text)
-    started = time.perf_counter()
+    started = time.process_time()
     tokens = tokenizer.encode_array(text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     assert tokens.dtype == np.uint16
     assert tokenizer.decode(tokens[-2200:].tolist()) == text[-2200:]
 

@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 import struct
 import sys
 import types
@@ -34,7 +33,7 @@ from training import spline_watch
 from training.checkpoint import load_checkpoint, read_state
 from training.config import parse
 from training.metrics import Metrics
-from training.progress import Stopwatch, progress_line
+from training.progress import Progress, Stopwatch, progress_line
 
 LINE = re.compile(
     r"step (\d+)/(\d+) (\d+)% \| loss \d+\.\d{3}( \| val \d+\.\d{3}\*?)? \| lr \d\.\de[+-]\d\d"
@@ -63,6 +62,7 @@ def baseline(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[fl
     return losses(dataset, tmp_path_factory.mktemp("runs") / "baseline", kan_init="random_normal")
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("impl", BACKENDS)
 def test_every_backend_gives_the_same_loss_curve(
     tmp_path: Path, dataset: Path, baseline: list[float], impl: str
@@ -225,8 +225,10 @@ def test_the_progress_line_is_that_of_the_documentation() -> None:
     stopwatch = Stopwatch(16384)
     stopwatch.step_s = 0.398
     expected = "step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 25:12"
-    assert progress_line(1200, 5000, 1.612, 1.588, True, 9.1e-4, stopwatch) == expected
-    never_timed = progress_line(0, 0, 1.612, None, False, 9.1e-4, Stopwatch(1))
+    progress = Progress(step=1200, train_loss=1.612)
+    progress.note_validation(1.588)
+    assert progress_line(progress, 5000, True, 9.1e-4, stopwatch) == expected
+    never_timed = progress_line(Progress(train_loss=1.612), 0, False, 9.1e-4, Stopwatch(1))
     assert never_timed == "step 0/0 0% | loss 1.612 | lr 9.1e-04"
 
 
@@ -353,21 +355,20 @@ def test_runs_without_an_out_dir_are_numbered(tmp_path: Path, dataset: Path, mon
 def test_a_compiled_run_measures_its_throughput(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the first step, which compiles. (Here by a compiler that does nothing.)"""
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    monkeypatch.setattr("training.device._missing_compiler", lambda device: None)
     train_until(options(dataset, tmp_path, compile=True))
     records = read_metrics(tmp_path)
     assert all(record["tokens_per_second"] for record in records[1:]), records
     assert all(record["step_ms"] for record in records[1:]), records
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no compiler")
+@pytest.mark.needs("torch.compile")
 def test_a_compiled_run_has_the_same_losses(tmp_path: Path, dataset: Path, baseline: list[float]) -> None:
     found = losses(dataset, tmp_path, compile=True, kan_init="random_normal", eval_interval=STEPS, sample_tokens=4)
     assert found == pytest.approx(baseline, rel=1e-4)
     assert not any("_orig_mod" in name for name in read_state(tmp_path / "checkpoints/best.pt")["model"])
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.needs("torch.compile")
 def test_compiled_training_is_deterministic_on_two_threads(tmp_path: Path) -> None:
     """Inductor's scatters would add in the order in which threads arrive; it takes some size for that to show."""
     dataset = make_dataset(tmp_path / "words")

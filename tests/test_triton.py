@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 import backends
 from backends import triton, triton_tiles
 from backends.cells import find_cell, knot_units
+from tests import machine
 from tests.test_backends import inputs_of_every_kind, random_layer, relative_error, run, truth_for
 
 ROOT = Path(__file__).resolve().parents[1]
-has_package = importlib.util.find_spec("triton") is not None
-has_triton = pytest.mark.skipif(not has_package, reason="triton is not installed")
+has_triton = pytest.mark.needs("triton")
 # The interpreter is chosen when kernels are imported, so it needs a process of its own: the first test starts it.
-interpreted = pytest.mark.skipif(not triton.interpreted(), reason="runs in Triton's interpreter, in another process")
+interpreted = pytest.mark.needs("interpreter")
+not_interpreted = pytest.mark.needs("no interpreter")
 CUDA = torch.device("cuda")
 
 
@@ -33,12 +34,20 @@ def version(package: str) -> tuple[int, ...]:
 
 @has_triton
 @pytest.mark.skipif(
-    has_package and version("triton") < (3, 7) and version("numpy") >= (2, 4),
+    machine.why_not("triton") is None and version("triton") < (3, 7) and version("numpy") >= (2, 4),
     reason="Triton 3.6's interpreter fails with NumPy 2.4",
 )
-@pytest.mark.skipif(triton.interpreted(), reason="this is that process")
+@not_interpreted
 def test_the_contract_holds_in_the_interpreter() -> None:
-    arguments = ("tests/test_backends.py", "tests/test_triton.py", "-k", "triton", "-p", "no:cacheprovider")
+    arguments = (
+        "tests/test_backends.py",
+        "tests/test_transforms.py",
+        "tests/test_triton.py",
+        "-k",
+        "triton",
+        "-p",
+        "no:cacheprovider",
+    )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
@@ -183,7 +192,7 @@ def problem(device: torch.device = CUDA) -> backends.Problem:
     return backends.Problem(8, 5, 8, device)
 
 
-@pytest.mark.skipif(triton.interpreted(), reason="the interpreter runs anywhere")
+@not_interpreted
 def test_a_cpu_is_refused_in_one_sentence() -> None:
     with pytest.raises(
         ValueError, match=r"impl 'triton' cannot be used here: it is for CUDA GPUs, .* on cpu; use auto"
@@ -192,14 +201,14 @@ def test_a_cpu_is_refused_in_one_sentence() -> None:
 
 
 @has_triton
-@pytest.mark.skipif(triton.interpreted(), reason="the interpreter runs anywhere")
+@not_interpreted
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     reason = backends.availability(problem())["triton"]
     assert reason == "its kernels need a GPU of compute capability 8.0 (Ampere) or newer, and this one has 7.5"
 
 
-@pytest.mark.skipif(triton.interpreted(), reason="the interpreter runs anywhere")
+@not_interpreted
 def test_a_missing_triton_only_switches_off_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert backends.availability(problem())["triton"] == "triton is not installed (pip install triton)"

@@ -116,9 +116,9 @@ class MachineOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of matrix products (master weights stay float32); auto: bfloat16 on GPUs that have it."""
     compile: Literal["auto"] | bool = "auto"
-    """Use torch.compile; auto does where it pays and a compiler exists."""
+    """Use torch.compile; auto does where it pays. Where it fails, training goes on without it."""
     num_threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
+    """CPU threads; 0: one for each core, or as many as the quota of a container allows."""
     fsdp: bool = False
     """With torchrun: shard parameters, gradients and moments over the processes (FSDP2) instead of replicating them."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from common.threads import why_fewer
 
 import torch
 
@@ -37,6 +38,8 @@ class Device:
     dtype: torch.dtype
     compile: bool
     why_compile: str
+    why_fewer_threads: str = ""
+    """Than the machine has cores."""
 
     def autocast(self) -> AbstractContextManager[None]:
         if self.dtype is torch.float32:
@@ -51,6 +54,11 @@ class Device:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def uncompiled(self, why: str) -> Device:
+        """This one without compilation, and without what only that needs."""
+        torch.use_deterministic_algorithms(False)
+        return replace(self, compile=False, why_compile=why)
+
     def peak_flops(self) -> float | None:
         """bf16 peak in FLOP/s of a GPU that is in the table, else None."""
         if self.device.type != "cuda" or self.dtype is torch.float32:
@@ -60,12 +68,17 @@ class Device:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        threads = f", {self._threads()}" if self.device.type == "cpu" else ""
         dtype = str(self.dtype).removeprefix("torch.")
         if self.device.type == "cuda" and self.dtype is torch.float32:
             dtype += " (products in TF32)"
         compiled = "compiled" if self.compile else "not compiled"
         return f"{name}{threads}, {dtype}, {compiled} ({self.why_compile})"
+
+    def _threads(self) -> str:
+        count = torch.get_num_threads()
+        reason = f" ({self.why_fewer_threads})" if self.why_fewer_threads else ""
+        return f"{count} thread{'s' * (count > 1)}{reason}"
 
 
 def choose_device(config: Config, world: World = ALONE) -> Device:
@@ -84,7 +97,8 @@ def choose_device(config: Config, world: World = ALONE) -> Device:
     if compiled and device.type == "cpu":
         # Inductor's scatters add in the order in which threads arrive; a resumed run must equal the uninterrupted one.
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return Device(device, _find_dtype(config.dtype, device), compiled, why)
+    fewer = why_fewer(torch.get_num_threads(), config.num_threads)
+    return Device(device, _find_dtype(config.dtype, device), compiled, why, fewer)
 
 
 def _find_device(name: str) -> torch.device:
@@ -136,31 +150,12 @@ def _find_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _decide_compile(config: Config, device: torch.device) -> tuple[bool, str]:
-    missing = _missing_compiler(device)
-    if config.compile is True:
-        if missing:
-            print(f"compile: off, although asked for: {missing}", flush=True)
-        return missing is None, missing or "asked for"
-    if config.compile is False:
-        return False, "asked for"
-    if missing:
-        return False, missing
+    if device.type == "mps":
+        if config.compile is True:
+            print("compile: off, although asked for: torch.compile is not used on mps", flush=True)
+        return False, "torch.compile is not used on mps"
+    if config.compile != "auto":
+        return config.compile, "asked for"
     if device.type != "cuda" and config.max_iters < CPU_COMPILE_STEPS:
         return False, f"pays on {device.type} from {CPU_COMPILE_STEPS} steps on"
-    import torch._dynamo  # a second of import that other runs need not wait for
-
-    torch._dynamo.config.suppress_errors = True  # not asked for, so a broken compiler must not stop the run
     return True, "pays on GPUs" if device.type == "cuda" else "pays in a run of this length"
-
-
-def _missing_compiler(device: torch.device) -> str | None:
-    if device.type == "mps":
-        return "torch.compile is not used on mps"
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        return "torch.compile needs a C++ compiler, and there is none on the PATH"
-    if device.type == "cuda":
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            return "torch.compile needs triton on GPUs, and it is not installed"
-    return None

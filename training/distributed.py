@@ -70,7 +70,7 @@ class World:
         if self.size == 1:
             return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64)
-        with noticing_losses():
+        with detecting_lost_processes():
             dist.all_reduce(tensor, operation, group=self.group)
         return [float(value) for value in tensor]
 
@@ -83,7 +83,7 @@ class World:
         if self.size == 1:
             return [value]
         text = json.dumps(value).encode()
-        with noticing_losses():
+        with detecting_lost_processes():
             lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(lengths, torch.tensor([len(text)]), group=self.group)
             longest = max(int(length) for length in lengths)
@@ -157,7 +157,7 @@ def _number(name: str, usual: int) -> int:
 
 
 @contextmanager
-def noticing_losses() -> Iterator[None]:
+def detecting_lost_processes() -> Iterator[None]:
     """Turns the many errors of a broken connection into LostProcess."""
     try:
         yield

@@ -17,6 +17,11 @@ from training.checkpoint import checkpoint_folder, load_checkpoint
 from training.config import Config
 
 USUAL_SWAP = "blocks.*.ffn.c_fc"  # the first matrix of each MLP
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # those without an owner
+NANOGPT_WORDS = {
+    "scratch": "a run starts with a new model unless --init_from names one: leave it out",
+    "resume": "a run goes on with --resume True, and --out_dir if it has another name than the usual",
+}
 # The options of the model that stay the user's are those of splines and these; all others are the source's.
 NOT_OF_THE_SOURCE = {"num_control_points", "spline_width", "dropout"}
 # transformers' name of the activation → our name of the layer.
@@ -70,7 +75,22 @@ def read_source(name: str) -> Source:
     path = Path(name)
     if path.suffix == ".pt" or checkpoint_folder(path).is_dir():
         return _from_run(path)
+    _refuse_what_no_hub_has(name)
     return _from_transformers(name)
+
+
+def _refuse_what_no_hub_has(name: str) -> None:
+    """UserError for words that mean something else elsewhere, and for mistyped paths: a hub would be asked for long."""
+    path = Path(name)
+    if name in NANOGPT_WORDS:
+        raise UserError(f"--init_from {name} is nanoGPT's way to say it; here {NANOGPT_WORDS[name]}")
+    is_path = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
+    is_name = name in HUB_NAMES or (len(path.parts) == 2 and not path.parent.is_dir())
+    if not path.is_dir() and (is_path or not is_name):
+        raise UserError(
+            f"--init_from {name}: there is no such run, checkpoint or folder; give one, or a GPT-2 by its name on "
+            f"transformers' hub ({', '.join(HUB_NAMES)}, or owner/name)"
+        )
 
 
 def _from_run(path: Path) -> Source:

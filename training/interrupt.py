@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -9,8 +10,9 @@ from types import FrameType
 
 from training.distributed import LostProcess, World
 
-# SIGUSR1 is what SLURM sends ahead of a time limit (sbatch --signal). Windows has none.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# SIGUSR1 is what SLURM sends ahead of a time limit (sbatch --signal), SIGHUP comes when a terminal is closed or its
+# connection drops. Windows has neither.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 # Ctrl-C reaches the processes of a run twice: from the terminal, and from torchrun, which passes it on.
 ECHO_S = 1.0
@@ -27,6 +29,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in SIGNALS:
+            if _is_hangup(number) and signal.getsignal(number) is signal.SIG_IGN:  # nohup
+                continue
             self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -54,6 +58,10 @@ class StopRequest:
         self.exit_code = 128 + number  # what a shell reports for a process ended by this signal
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if _is_hangup(number):  # nobody's wish to end at once: kernel, shell and session manager may each send one
+            if not self:
+                self._note(number)
+            return
         now = time.monotonic()
         if self._received_at is not None:
             if now - self._received_at > (ECHO_S if "TORCHELASTIC_RUN_ID" in os.environ else 0.0):
@@ -64,7 +72,12 @@ class StopRequest:
             return
         self._note(number)
         if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"\n{self.signal_name}: finishing the step, then saving; again to stop at once\n".encode())
+            with contextlib.suppress(OSError):  # raised from here it would end the step
+                os.write(2, f"\n{self.signal_name}: finishing the step, then saving; again to stop at once\n".encode())
+
+
+def _is_hangup(number: int) -> bool:
+    return number == getattr(signal, "SIGHUP", None)
 
 
 def must_stop(stop: StopRequest, world: World) -> bool:

@@ -40,7 +40,7 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
         groups.append(
             {
                 "params": [p for _, p in by_muon],
-                "muon_pieces": [3 if name.endswith("c_attn.weight") else 1 for name, _ in by_muon],
+                "muon_pieces": [getattr(model.get_submodule(owner(name)), "matrices", 1) for name, _ in by_muon],
                 "weight_decay": config.muon_weight_decay,
                 "rate": config.muon_learning_rate / config.learning_rate,
             }
@@ -49,6 +49,11 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     kind = MuonAdamW if by_muon else AdamW
     # Fused is faster than the default loop on CPUs too.
     return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def owner(name: str) -> str:
+    """The name of the module that has the parameter `name`."""
+    return name.rpartition(".")[0]
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -36,13 +36,18 @@ class ParallelModel:
         self.wrap()
 
     def wrap(self) -> None:
-        """Make what steps go through of the model; again whenever parameters have been exchanged for others."""
+        """Build the wrapped model (DDP, compiled) that steps call; call again after parameters were replaced."""
         step_model: nn.Module = self.model
         if self.world.size > 1 and not self.sharded:
             ids = [self.device.device] if self.device.device.type == "cuda" else None
             self._replica = step_model = DistributedDataParallel(self.model, device_ids=ids)
         # The blocks of a sharded model are compiled one by one, since their parameters come and go.
         self._step_model: Any = torch.compile(step_model) if self.device.compile and not self.sharded else step_model
+
+    def use(self, device: Device) -> None:
+        """Go on as `device`, the same one, says now: compiled or not."""
+        self.device = device
+        self.wrap()
 
     def __str__(self) -> str:
         """Its words in the line about the device; empty for one process."""
@@ -65,11 +70,11 @@ class ParallelModel:
         with self._replica.no_sync() if self._replica is not None and not last else nullcontext():
             yield
 
-    def settle(self, x: Tensor, y: Tensor) -> None:
-        """One pass whose gradients are thrown away, so that a resumed run adds in the order of the uninterrupted one.
+    def run_throwaway_pass(self, x: Tensor, y: Tensor) -> None:
+        """One pass whose gradients are thrown away, so that a resumed run adds them in the uninterrupted run's order.
 
-        DDP groups gradients into buckets anew after its first backward pass, in the order in which they came. Where in
-        a bucket a gradient lies decides in which order the processes' parts are added, if there are more than two.
+        DDP regroups gradients into buckets after its first backward pass, in the order in which they came. With more
+        than two processes the place of a gradient in a bucket decides the order in which their parts are added.
         """
         if self._replica is None:
             return
@@ -154,5 +159,3 @@ def shard(model: GPT, device: Device, world: World) -> None:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    for layer in model.spline_layers():
-        layer._choose_backend()  # its weight may have moved to another device

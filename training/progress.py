@@ -1,40 +1,75 @@
-"""Progress: throughput without the time for anything but training, and a line per log step."""
+"""Progress: how far a run is, throughput without what is not training, and a line per log step."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """How far a run is: what changes from step to step besides parameters and optimizer state."""
+
+    step: int = 0
+    train_loss: float = math.nan
+    grad_norm: float = math.nan
+    val_loss: float | None = None
+    is_best: bool = False
+    best_val_loss: float = math.inf
+    skipped_steps: int = 0
+    """In a row, up to now."""
+    saved_step: int = -1
+    """The step whose checkpoint is written, or being written."""
+
+    def note_validation(self, val_loss: float) -> None:
+        self.val_loss = val_loss
+        self.is_best = val_loss < self.best_val_loss
+        if self.is_best:  # never, if it is NaN
+            self.best_val_loss = val_loss
 
 
 class Stopwatch:
     """Measures training steps. Compiling, evaluating, saving and drawing happen in `pause` and do not count."""
 
-    def __init__(self, tokens_per_step: int, elapsed_s: float = 0.0) -> None:
+    def __init__(
+        self, tokens_per_step: int, elapsed_s: float = 0.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.tokens_per_step = tokens_per_step
+        self._clock = clock
         self._earlier = elapsed_s  # of the run before it was resumed
-        self._start = self._window_start = time.perf_counter()
-        self._paused = 0.0
-        self._steps = 0
+        self._start = clock()
         self.step_s = float("nan")
+        self._last_step = 0.0
+        self.restart()
 
-    def step(self) -> None:
+    def step(self) -> float:
+        """A step is done; its seconds, since the one before or since the last lap."""
+        trained = self._trained_s()
         self._steps += 1
+        seconds, self._last_step = trained - self._last_step, trained
+        return seconds
+
+    def _trained_s(self) -> float:
+        return self._clock() - self._window_start - self._paused
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self._paused += time.perf_counter() - start
+        self._paused += self._clock() - start
 
     def restart(self) -> None:
         """Forget the steps since the last lap: they held something, like compiling, that is not training."""
-        self._window_start, self._paused, self._steps = time.perf_counter(), 0.0, 0
+        self._window_start, self._paused, self._last_step = self._clock(), 0.0, 0.0
+        self._steps = 0
 
     def lap(self) -> None:
         """Average `step_s` over the steps since the last lap, and start the next."""
         if self._steps:
-            self.step_s = (time.perf_counter() - self._window_start - self._paused) / self._steps
+            self.step_s = self._trained_s() / self._steps
         self.restart()
 
     @property
@@ -44,23 +79,25 @@ class Stopwatch:
     @property
     def elapsed_s(self) -> float:
         """Wall time of the run, everything included, and that before a resume."""
-        return self._earlier + time.perf_counter() - self._start
+        return self._earlier + self._clock() - self._start
 
 
 def progress_line(
-    step: int,
+    progress: Progress,
     max_iters: int,
-    train_loss: float,
-    val_loss: float | None,
-    is_best: bool,
+    evaluated: bool,
     learning_rate: float,
     stopwatch: Stopwatch,
     mfu: float | None = None,
 ) -> str:
-    """`step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`."""
-    parts = [f"step {step}/{max_iters} {100 * step // max(1, max_iters)}%", f"loss {train_loss:.3f}"]
-    if val_loss is not None:
-        parts.append(f"val {val_loss:.3f}{'*' if is_best else ''}")
+    """`step 1200/5000 24% | loss 1.612 | val 1.588* | lr 9.1e-04 | 41.2k tok/s | 398 ms | eta 00:25`.
+
+    `evaluated`: whether the validation loss is that of this step; a star then says that it is the best so far.
+    """
+    step = progress.step
+    parts = [f"step {step}/{max_iters} {100 * step // max(1, max_iters)}%", f"loss {progress.train_loss:.3f}"]
+    if progress.val_loss is not None:
+        parts.append(f"val {progress.val_loss:.3f}{'*' if evaluated and progress.is_best else ''}")
     parts.append(f"lr {learning_rate:.1e}")
     if stopwatch.step_s == stopwatch.step_s:  # not NaN: at least one step was timed
         parts.append(f"{_short(stopwatch.tokens_per_second)} tok/s")

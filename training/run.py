@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import remove_leftovers, write_atomically
+from common.folder_lock import FolderLock, is_unused
+from corpus.dataset import find_dataset
 from model import GPTConfig
 from training.checkpoint import has_checkpoints, newest_good_state, open_checkpoint
 from training.config import Config, from_dict, parse, save
@@ -18,7 +21,7 @@ from training.init_from import Source, read_source
 
 CONFIG_FILE = "config.toml"
 MAY_CHANGE = {"kan_impl", "dropout"}  # of the model's options: they leave the parameters as they are
-MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"dataset", "seed", "kan_refine"}
+MUST_STAY = {field.name for field in dataclasses.fields(GPTConfig)} - MAY_CHANGE | {"seed", "kan_refine", "optimizer"}
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,25 @@ class Run:
     checkpoint: Path | None = None
     source: Source | None = None
     """The trained model that a run begins with, if it begins with one."""
+    lock: FolderLock | None = None
+    """Keeps other processes from training there; on the main process alone."""
 
     def is_there(self) -> bool:
         return (self.directory / CONFIG_FILE).is_file()
 
     def create(self) -> None:
         """Make the directory and keep the resolved configuration in it: `--out_dir DIR --resume True` then suffices."""
-        try:
+        with _writing_in(self.directory):
+            if self.lock is not None and not self.lock.renew():
+                raise UserError(f"{self.directory} is in use by {self.lock.holder()} by now; choose another --out_dir")
             self.directory.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.directory, *self.directory.glob("splines/step_*"))
             resolved = dataclasses.replace(self.config, out_dir=str(self.directory), resume=False)
             write_atomically(self.directory / CONFIG_FILE, lambda temporary: save(resolved, temporary))
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{self.directory} cannot be written ({reason}); choose another --out_dir") from error
 
 
 def open_run(arguments: Sequence[str], world: World = ALONE) -> Run:
-    """Parse the command line and find the run's directory; nothing is written yet. Raises UserError.
+    """Parse the command line, find the run's directory and lock it; nothing is written yet. Raises UserError.
 
     The main process decides where the run lives and from which checkpoint it goes on, the others follow.
     """
@@ -78,16 +83,54 @@ def _follow(run: Run | None, world: World) -> Run:
 
 
 def _start(config: Config, name: str) -> Run:
-    if not config.out_dir:
-        return _begin(next(path for path in _numbered(name) if not path.exists()), config)
-    directory = Path(config.out_dir)
+    lock = _lock(Path(config.out_dir)) if config.out_dir else _lock_new(name)
+    with _kept_if_all_is_well(lock):
+        if has_checkpoints(lock.folder):
+            raise UserError(
+                f"{lock.folder} already holds a run; go on with it by --resume True, or choose another --out_dir"
+            )
+        return dataclasses.replace(_begin(lock.folder, config), lock=lock)
+
+
+def _lock(directory: Path) -> FolderLock:
+    """UserError if another process trains there, or nothing can be written there."""
+    lock = FolderLock(directory)
+    with _writing_in(directory):
+        taken = lock.take()
+    if not taken:
+        raise UserError(
+            f"{directory} is in use by {lock.holder()}, which trains there; let that end, or choose another --out_dir"
+        )
+    return lock
+
+
+def _lock_new(name: str) -> FolderLock:
+    """On the first numbered directory that nobody uses. Without locks that is one that only we can have made."""
+    for path in _numbered(name):
+        lock = FolderLock(path)
+        with _writing_in(path):
+            if is_unused(path) and lock.take() and is_unused(path) and (lock.is_sure or lock.made):
+                return lock
+        lock.release()
+    raise AssertionError  # the numbers do not end
+
+
+@contextlib.contextmanager
+def _writing_in(directory: Path) -> Iterator[None]:
     try:
-        taken = has_checkpoints(directory)
+        yield
     except OSError as error:
-        raise UserError(f"{directory} cannot be used ({error.strerror}); choose another --out_dir") from error
-    if taken:
-        raise UserError(f"{directory} already holds a run; go on with it by --resume True, or choose another --out_dir")
-    return _begin(directory, config)
+        reason = error.strerror or error
+        raise UserError(f"{directory} cannot be written ({reason}); choose another --out_dir") from error
+
+
+@contextlib.contextmanager
+def _kept_if_all_is_well(lock: FolderLock) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
 
 
 def _begin(directory: Path, config: Config) -> Run:
@@ -110,13 +153,16 @@ def _resume(arguments: Sequence[str], config: Config, name: str) -> Run:
     directory = Path(config.out_dir) if config.out_dir else _last_existing(name)
     if not (directory / CONFIG_FILE).is_file():
         raise UserError(f"{directory} holds no run to resume; name one with --out_dir, or leave --resume out")
-    config, _ = parse(arguments, saved=directory / CONFIG_FILE)
-    state = newest_good_state(directory)
-    if state is None:
-        print(f"{directory} has no checkpoint yet: starting from step 0", flush=True)
-        return _begin(directory, config)
-    _refuse_contradictions(config, state[0]["config"], state[1])
-    return Run(directory, config, *state)
+    lock = _lock(directory)
+    with _kept_if_all_is_well(lock):
+        config, _ = parse(arguments, saved=directory / CONFIG_FILE)
+        state = newest_good_state(directory)
+        if state is None:
+            print(f"{directory} has no checkpoint yet: starting from step 0", flush=True)
+            return dataclasses.replace(_begin(directory, config), lock=lock)
+        _refuse_contradictions(config, state[0]["config"], state[1])
+        _find_data_again(directory, config, state[0]["config"])
+        return Run(directory, config, *state, lock=lock)
 
 
 def _last_existing(name: str) -> Path:
@@ -124,7 +170,8 @@ def _last_existing(name: str) -> Path:
     for path in _numbered(name):
         if not path.exists():
             return directory
-        directory = path
+        if not is_unused(path):
+            directory = path
     raise AssertionError  # the numbers do not end
 
 
@@ -141,3 +188,16 @@ def _refuse_contradictions(config: Config, saved: dict[str, Any], path: Path) ->
     changed = [f"{name} {saved[name]} → {wanted[name]}" for name in different if name not in ("out_dir", "resume")]
     if changed:
         print(f"resuming with other options than before: {', '.join(changed)}", flush=True)
+
+
+def _find_data_again(directory: Path, config: Config, saved: dict[str, Any]) -> None:
+    """UserError if the dataset of a run is not where it was, and no other place of it is given."""
+    try:
+        find_dataset(config.dataset)
+    except UserError as error:
+        if config.dataset != saved["dataset"]:
+            raise
+        raise UserError(
+            f"{directory} was trained on {config.dataset}, which is not there; say by --dataset where these data are "
+            f"now (they are recognized by their content)"
+        ) from error

@@ -64,7 +64,7 @@ class RunWriter:
         if self._metrics is not None and not self.run.is_there():
             print(f"{self.run.directory} had vanished at step {self.step}; it is made anew", flush=True)
             self.run.create()
-            self.saver.settle(forget=True)  # what was being written meanwhile may have failed for that reason
+            self.saver.wait_regardless(forget=True)  # what was being written meanwhile may have failed for that reason
             self._metrics.close()
             self._metrics = self._open_metrics()
 
@@ -75,7 +75,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Wait for the last checkpoint, whatever becomes of it."""
-        self.saver.settle()
+        self.saver.wait_regardless()
         if self._metrics is not None:
             self._metrics.close()
 
@@ -85,8 +85,6 @@ class RunWriter:
         with self.world.together():
             try:
                 yield
-            except BrokenPipeError:  # who read the progress lines has gone away: not a matter of the disk
-                raise
             except OSError as error:
                 raise UserError(self._cannot_write(error)) from error
 
@@ -99,7 +97,7 @@ class RunWriter:
 
     def kept(self) -> str:
         """What is safe, as a clause: waits for what is being written, and verifies what is there."""
-        self.saver.settle()
+        self.saver.wait_regardless()
         step = newest_good_step(self.run.directory)
         return "nothing was saved yet" if step is None else f"the checkpoint of step {step} is good"
 

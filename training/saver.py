@@ -73,8 +73,8 @@ class Saver:
         if crash is not None:
             raise crash
 
-    def settle(self, forget: bool = False) -> None:
-        """Wait, whatever comes of it; `forget` a failure instead of raising it at the next occasion."""
+    def wait_regardless(self, forget: bool = False) -> None:
+        """Wait for the write without raising its failure; `forget` the failure, or raise it at the next occasion."""
         if self._thread is not None:
             self._thread.join()
         if forget:

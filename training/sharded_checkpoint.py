@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.storage import WriteResult
 
 from common.errors import UserError
 from training.distributed import World
@@ -93,7 +93,7 @@ def write_sharded(path: Path, state: ShardedState, world: World) -> None:
             if world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-        writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
+        writer = _Writer(temporary, single_file_per_rank=True, sync_files=True)
         metadata = dcp.save(dict(state.tensors), storage_writer=writer, process_group=world.group)
         with world.together():
             mine = {piece.name: file_hash(piece) for piece in temporary.glob(f"__{world.rank}_*.distcp")}
@@ -101,7 +101,7 @@ def write_sharded(path: Path, state: ShardedState, world: World) -> None:
         with world.together():
             if world.is_main:
                 files[".metadata"] = file_hash(temporary / ".metadata")
-                _write_index(temporary / INDEX_FILE, state.header, metadata, files)
+                _write_index(temporary / INDEX_FILE, state.header, metadata, writer.places, files)
                 remove_sharded(path)
                 replace(temporary, path)
     except UserError as error:
@@ -114,17 +114,33 @@ def write_sharded(path: Path, state: ShardedState, world: World) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_index(path: Path, header: Mapping[str, Any], metadata: Metadata, files: Mapping[str, str]) -> None:
+class _Writer(dcp.FileSystemWriter):
+    """Torch's writer. On the main process it keeps where the pieces lie: PyTorch 2.11 does not return that."""
+
+    places: dict[MetadataIndex, Any]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        self.places = {result.index: result.storage_data for part in results for result in part}
+
+
+def _write_index(
+    path: Path,
+    header: Mapping[str, Any],
+    metadata: Metadata,
+    places: Mapping[MetadataIndex, Any],
+    files: dict[str, str],
+) -> None:
     tensors: dict[str, Any] = {}
     for name, entry in metadata.state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), name
         tensors[name] = {"dtype": str(entry.properties.dtype), "shape": list(entry.size), "pieces": []}
         for chunk in entry.chunks:
-            info = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            info = places[MetadataIndex(name, chunk.offsets)]
             piece = {"offsets": list(chunk.offsets), "sizes": list(chunk.sizes)}
             where = {"file": info.relative_path, "start": info.offset, "length": info.length}
             tensors[name]["pieces"].append({**piece, **where})
-    document = {"format": FORMAT, "state": dict(header), "tensors": tensors, "files": dict(files)}
+    document = {"format": FORMAT, "state": dict(header), "tensors": tensors, "files": files}
     text = json.dumps(document).encode()
     with open(path, "wb") as file:
         file.write(text + b"\n" + hashlib.sha256(text).hexdigest().encode() + b"\n")
@@ -230,6 +246,16 @@ class ShardedCheckpoint:
         self.load(state, alone=False)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a piece of a tensor lies: in place of the class of Torch's reader, which is private."""
+
+    relative_path: str
+    offset: int  # bytes
+    length: int  # bytes
+    transform_descriptors: None = None  # names compressions, of which there are none
+
+
 class _Reader(dcp.FileSystemReader):
     """Torch's reader, told by our index where things are."""
 
@@ -252,7 +278,7 @@ def _metadata(tensors: Mapping[str, Any], files: set[str]) -> Metadata:
             chunks.append(ChunkStorageMetadata(offsets, sizes))
             if piece["file"] not in files or piece["file"] == ".metadata":
                 raise ValueError(piece["file"])
-            where = _StorageInfo(piece["file"], int(piece["start"]), int(piece["length"]))
+            where = Place(piece["file"], int(piece["start"]), int(piece["length"]))
             storage[MetadataIndex(name, offsets, len(chunks) - 1)] = where
         properties = TensorProperties(dtype=_DTYPES[entry["dtype"]])
         entries[name] = TensorStorageMetadata(properties, torch.Size(entry["shape"]), chunks)

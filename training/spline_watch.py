@@ -35,15 +35,15 @@ class SplineWatch:
         self._warned = False
         self._final: list[Snapshot] = []  # of the last step, where the record may hold only some features
 
-    def look(self, model: GPT, step: int) -> list[dict[str, Any]] | None:
-        """Record the splines at `step`, warn about bad grids, and return the numbers that sum them up, a dict a layer.
+    def record(self, model: GPT, step: int) -> list[dict[str, Any]] | None:
+        """Record the splines at `step`, warn about bad grids, and return statistics, a dict for each layer.
 
         None for models without splines, after a failure, and before the first step, when a record is all there is to
         do: it is where the slider and the film start from.
         """
-        return self._guarded(step, lambda: self._look(model, step)) if self._is_wanted(model) else None
+        return self._guarded(step, lambda: self._record(model, step)) if self._is_wanted(model) else None
 
-    def _look(self, model: GPT, step: int) -> list[dict[str, Any]] | None:
+    def _record(self, model: GPT, step: int) -> list[dict[str, Any]] | None:
         snapshots = self._snapshots(model)
         self.records.write(step, snapshots)
         if step == 0:

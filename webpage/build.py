@@ -15,29 +15,45 @@ from webpage.head import COLORS, comparison, figures, kicker, lead, strip_html
 from webpage.packing import PackedSplines
 from webpage.run_data import RunData
 from webpage.spline_table import advice, numbers
+from webpage.weights import PackedModel
 
 FOLDER = Path(__file__).parent / "assets"
-SCRIPTS = ("theme.js", "drawing.js", "splines.js", "curves.js", "map.js", "function.js", "explorer.js", "main.js")
+SCRIPTS = (
+    "theme.js", "drawing.js", "splines.js", "curves.js",
+    "seriation.js", "families.js", "map.js", "kinds.js", "function.js", "explorer.js",
+    "model.js", "reading.js", "sampler.js", "attribution.js", "changes.js", "live.js", "prediction.js", "routes.js",
+    "main.js",
+)  # fmt: skip
 STRIP_SPLINES = 6
 NOT_KNOWN = float("nan")
 
 
-def build_page(runs: Sequence[RunData], packed: PackedSplines | None, strip: Sequence[SplineView], live: bool) -> str:
-    """The page about `runs`; `packed` and `strip`: the splines of the first."""
+def build_page(
+    runs: Sequence[RunData],
+    packed: PackedSplines | None,
+    strip: Sequence[SplineView],
+    model: PackedModel | str,
+    live: bool,
+) -> str:
+    """The page about `runs`; `packed`, `strip` and `model` (or why there is none) are the first's."""
     first = runs[0]
     title = first.name if len(runs) == 1 else " · ".join(run.name for run in runs)
     data = {
         "runs": [run.script_data() for run in runs],
         "splines": packed.metadata if packed else None,
+        "model": None if isinstance(model, str) else model.metadata,
         "live": live,
     }
-    blocks = packed.blocks if packed else {}
+    blocks = dict(packed.blocks) if packed else {}
+    if isinstance(model, PackedModel):
+        blocks[model.metadata["block"]] = model.block
     parts = {
         "title": escape(title),
         "css": template("report.css"),
         "navigation": navigation(packed is not None, bool(first.samples)),
         "kicker": "Report of a run in progress, which this page follows" if live else kicker(runs),
         "lead": lead(runs),
+        "model": model_section(first, model),
         "figures": figures(first) if len(runs) == 1 else comparison(runs),
         "strip": strip_html(strip),
         "legend": legend(runs),
@@ -79,7 +95,7 @@ def script_json(data: Any) -> str:
 
 
 def navigation(splines: bool, samples: bool) -> str:
-    links = [("curves", "Training")]
+    links = [("model", "The model"), ("curves", "Training")]
     links += [("splines", "Splines")] * splines + [("samples", "Samples")] * samples + [("run", "How it was made")]
     return "".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in links)
 
@@ -111,6 +127,15 @@ def loss_table(runs: Sequence[RunData]) -> str:
     return (
         f"<details><summary>Validation losses as a table</summary><div class=scroll><table>"
         f"<tr><th scope=col>Step</th>{heads}</tr>{rows}</table></div></details>"
+    )
+
+
+def model_section(run: RunData, model: PackedModel | str) -> str:
+    if isinstance(model, str):
+        return fill(template("no_model.html"), {"reason": escape(model)})
+    of = f"{escape(run.name)} at step {model.metadata['step']:,}"
+    return fill(
+        template("model.html"), {"of": of, "splines": template("routes.html") if model.metadata["splines"] else ""}
     )
 
 

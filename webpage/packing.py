@@ -37,13 +37,18 @@ class PackedSplines:
     blocks: dict[str, str] = field(default_factory=dict)
 
 
-def pack(records: SplineRecords, tokenizer: Tokenizer | None, budget: int = BUDGET) -> PackedSplines | None:
-    """The recorded splines, as many features and steps as fit into `budget` bytes; None if there are none."""
+def pack(
+    records: SplineRecords, tokenizer: Tokenizer | None, budget: int = BUDGET, whole: bool = False
+) -> PackedSplines | None:
+    """The recorded splines, as many features and steps as fit into `budget` bytes; None if there are none.
+
+    `whole`: all features of each layer, even if that leaves the newest step alone.
+    """
     steps = records.steps()
     if not steps:
         return None
     newest = records.read(steps[-1])
-    side, count = what_fits(newest, len(steps), budget)
+    side, count = what_fits(newest, len(steps), budget, 1 if whole else FEW_STEPS)
     kept = [steps[k] for k in spread_with_last(len(steps), count)]
     chosen = [most_important(snapshot, side) for snapshot in newest]
     packed = PackedSplines({"bins": HISTOGRAM_BINS, "visible": VISIBLE, "steps": [], "layers": []})
@@ -81,15 +86,20 @@ def pack(records: SplineRecords, tokenizer: Tokenizer | None, budget: int = BUDG
     return packed
 
 
-def what_fits(snapshots: Sequence[Snapshot], steps: int, budget: int) -> tuple[int, int]:
-    """Features each way and steps: all features if at least FEW_STEPS (or all) steps then fit, else fewer features."""
+def what_fits(snapshots: Sequence[Snapshot], steps: int, budget: int, few: int = FEW_STEPS) -> tuple[int, int]:
+    """Features each way and steps: all features if at least `few` (or all) steps then fit, else fewer features."""
     for side in SIDES:
-        a_step = 4 / 3 * sum(packed_size(snapshot, side) for snapshot in snapshots)
-        tokens = 4 / 3 * sum(4 * s.token_means.shape[0] * min(side, len(s.inputs)) for s in snapshots)
+        a_step, tokens = base64_sizes(snapshots, side)
         count = int((budget - tokens) // a_step)
-        if count >= min(FEW_STEPS, steps):
+        if count >= min(few, steps):
             break
     return side, max(1, min(count, steps))
+
+
+def base64_sizes(snapshots: Sequence[Snapshot], side: int = SIDES[0]) -> tuple[float, float]:
+    """Bytes that a step takes with so many features each way, and those that the mean activations take once."""
+    tokens = sum(4 * snapshot.token_means.shape[0] * min(side, len(snapshot.inputs)) for snapshot in snapshots)
+    return 4 / 3 * sum(packed_size(snapshot, side) for snapshot in snapshots), 4 / 3 * tokens
 
 
 def packed_size(snapshot: Snapshot, side: int) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 import backends
 from bench.shared.case import Case, Work
 from bench.shared.peers import CannotRun, Layers, peer_builders
-from bench.shared.timing import Passes, in_one_line, release_memory, trained
+from bench.shared.timing import Passes, compile_without_limit, in_one_line, release_memory, trained
 from common.errors import UserError
 from feed_forward import SwiGLU
 from kan_layer import KANLayer
@@ -65,9 +65,7 @@ def line_up(
         **peer_builders(peers, case),
     }
     if compiled:
-        # Every contestant of a case is compiled for its own shapes; beyond a limit, compiling would silently stop.
-        torch._dynamo.reset()
-        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+        compile_without_limit()  # every contestant of a case is compiled for its own shapes
     able: list[Contestant] = []
     unable: dict[str, str] = {}
     for name, build in builders.items():

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.shared.peer_blocks import restore_own_init
 from bench.shared.peers import PEERS
+from bench.shared.timing import compile_without_limit
 from common.errors import UserError
 from corpus.dataset import Dataset, ensure_prepared
 from model import FEED_FORWARDS
@@ -175,9 +174,7 @@ class Racer:
 
 def run_side_by_side(configs: dict[str, Config]) -> list[Curve]:
     """All contestants to their ends, in turns of SLICE steps."""
-    torch._dynamo.reset()
-    # All compile the same functions, each for its own modules; beyond a limit, compiling would silently stop.
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+    compile_without_limit()  # all compile the same functions, each for its own modules
     with tempfile.TemporaryDirectory() as folder:
         racers = []
         for k, (name, config) in enumerate(configs.items()):

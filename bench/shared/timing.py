@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,3 +139,11 @@ def seconds(run: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def compile_without_limit() -> None:
+    """Forget what was compiled, and let functions be compiled as often as asked: beyond a limit that silently stops."""
+    torch.compiler.reset()
+    public = hasattr(torch.compiler.config, "recompile_limit")  # before PyTorch 2.14 it was private
+    config: Any = torch.compiler.config if public else torch._dynamo.config
+    config.recompile_limit = config.accumulated_recompile_limit = 1000

@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that this runs as a plain script
 
 from common.errors import UserError, exit_on_user_error  # noqa: E402
+from common.output import output_may_fail  # noqa: E402
 from corpus import sources  # noqa: E402
 from corpus.tokenizer import GPT2Tokenizer  # noqa: E402
 from corpus.writer import DatasetWriter  # noqa: E402
@@ -72,7 +73,10 @@ def prepare(local_file: Path | None, folder: Path = HERE) -> None:
     source = NAME if local_file is None else local_file.name
     tokenizer = GPT2Tokenizer()
     done = 0
-    with DatasetWriter(folder, tokenizer, source) as writer:
+    with (
+        output_may_fail(),
+        DatasetWriter(folder, tokenizer, source) as writer,
+    ):  # hours of work, and a line now and then
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
             held_out = [(done + i) % HOLD_OUT_EVERY == 0 for i in range(len(batch))]
             for split, wanted in (("train", False), ("val", True)):

@@ -58,9 +58,12 @@ function splineLines(points, width, end) {
   };
 }
 
+// How much of the input axis is shown: ± in grid widths.
+const VISIBLE = DATA.splines?.visible ?? 0.75;
+
 // Draw into `picture` (an svg element): box in its user units, y in ±limit. `small` leaves out what needs room.
 function drawSpline(picture, { points, width, histogram, limit }, { left, top, right, bottom, small }) {
-  const end = DATA.splines.visible * width;
+  const end = VISIBLE * width;
   const X = (x) => left + (x + end) / (2 * end) * (right - left);
   const Y = (y) => bottom - (y + limit) / (2 * limit) * (bottom - top);
   const parts = [];

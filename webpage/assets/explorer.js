@@ -2,7 +2,7 @@
 // map.js draws the map, function.js the function that is shown.
 
 const explorer = {
-  layer: 0, step: 0, row: 0, column: 0, order: "curved", search: "curved", fixedScale: false,
+  layer: 0, step: 0, row: 0, column: 0, order: "alike", color: "rise", family: null, search: "curved", fixedScale: false,
   hovered: null, playing: null, found: null,
 };
 const CARDS = 12;
@@ -18,7 +18,8 @@ function startExplorer() {
   slider.addEventListener("input", () => { stopFilm(); chooseStep(Number(slider.value)); });
   $("play").addEventListener("click", toggleFilm);
   $("play").disabled = slider.disabled = steps.length < 2;
-  $("order").addEventListener("change", () => { explorer.order = $("order").value; reorder(); drawMap(); drawCursor(); });
+  $("order").addEventListener("change", () => { explorer.order = $("order").value; keepShown(reorder); drawMap(); drawCursor(); });
+  $("color").addEventListener("change", () => { explorer.color = $("color").value; drawMap(); drawFamilies(); });
   $("scale").addEventListener("change", () => { explorer.fixedScale = $("scale").checked; drawFunction(); });
   for (const name of ["input", "output"]) $(name).addEventListener("change", chooseByNumber);
   startMap();
@@ -45,7 +46,7 @@ const currentStep = () => DATA.splines.steps[explorer.step].step;
 function chooseLayer(number, pickBest = true) {
   explorer.layer = number;
   $(`layers-${number}`).checked = true;
-  explorer.hovered = null;
+  explorer.hovered = explorer.family = null;
   reorder();
   runSearch();
   if (pickBest && explorer.found.first.length) select(explorer.found.first[0]);
@@ -78,19 +79,29 @@ function drawAll() {
   $("step").value = explorer.step;
   $("step-label").textContent = `step ${number_(currentStep())}`;
   $("step").setAttribute("aria-valuetext", `step ${currentStep()}`);
-  drawMap(); drawCursor(); drawFunction(); drawCards(); writeHash();
+  drawMap(); drawCursor(); drawFunction(); drawFamilies(); drawCards(); writeHash();
 }
 
-// Features have no order of their own. By curvature, in the order of the last step, so that the film does not jump.
+// Features have no order of their own. By what they do at the last step, so that the film does not jump.
 function reorder() {
-  const last = layersAt(DATA.splines.steps.length - 1)[explorer.layer], { I, O } = last;
+  const last = lastLayer(), { I, O } = last;
   explorer.rows = Array.from({ length: I }, (_, i) => i);
   explorer.columns = Array.from({ length: O }, (_, o) => o);
+  if (explorer.order === "alike") Object.assign(explorer, last.seriation ??= seriation(last));
   if (explorer.order !== "curved") return;
   const { importance } = measured(last), rows = new Float64Array(I), columns = new Float64Array(O);
   for (let k = 0; k < I * O; k++) { rows[Math.floor(k / O)] += importance[k]; columns[k % O] += importance[k]; }
   explorer.rows.sort((a, b) => rows[b] - rows[a]);
   explorer.columns.sort((a, b) => columns[b] - columns[a]);
+}
+
+const lastLayer = () => layersAt(DATA.splines.steps.length - 1)[explorer.layer];
+
+// Runs `change`, which moves rows and columns, and selects the same spline as before.
+function keepShown(change) {
+  const [i, o] = [explorer.rows[explorer.row], explorer.columns[explorer.column]];
+  change();
+  select(i * currentLayer().O + o);
 }
 
 function select(k) {
@@ -104,6 +115,19 @@ function select(k) {
 function shown() {
   const { row, column } = explorer.hovered ?? explorer;
   return [explorer.rows[row], explorer.columns[column]];
+}
+
+// A spline of the newest step, by its place in its layer, brought into view.
+function showSpline(layer, i, o) {
+  stopFilm();
+  explorer.step = DATA.splines.steps.length - 1;
+  explorer.layer = layer;
+  reorder();
+  select(i * currentLayer().O + o);
+  chooseLayer(layer, false);
+  announce();
+  $("function-title").scrollIntoView({ block: "center", behavior: movesReduced() ? "auto" : "smooth" });
+  document.querySelector(".map").focus({ preventScroll: true });
 }
 
 function chooseByNumber() {

@@ -35,4 +35,5 @@ startSamples();
 startCopying();
 startFollowing();
 if (DATA.splines) startExplorer();
+if (DATA.model) requestAnimationFrame(() => setTimeout(startLive));  // after the first paint
 document.documentElement.dataset.ready = "true";

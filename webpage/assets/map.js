@@ -1,5 +1,7 @@
 // The map of a layer: a pixel a spline, and the cross-hair that pointer and arrow keys move.
 
+const MOST_HEIGHT = 640;
+
 function startMap() {
   const area = $("map").parentElement;
   area.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") hover(cellAt(event)); });
@@ -41,17 +43,16 @@ function hover(cell) {
 
 // One pixel a spline, then enlarged by a whole number of device pixels, so that all cells are alike.
 function drawMap() {
-  const layer = currentLayer(), { importance } = measured(layer), { I, O } = layer, { found } = explorer;
+  const layer = currentLayer(), { I, O } = layer;
+  drawGroups();
   const ratio = devicePixelRatio || 1, room = $("map").parentElement.clientWidth * ratio;
-  const cell = Math.max(1, Math.floor(Math.min(room / O, 40 * ratio)));
+  const cell = Math.max(1, Math.floor(Math.min(room / O, MOST_HEIGHT * ratio / I, 40 * ratio)));
   explorer.grid = { cell, across: O, down: I, ratio };
-  const top = DATA.splines.layers[explorer.layer].importance_limit || 1, colors = ramp();
-  const small = new ImageData(O, I), dim = explorer.search !== "curved";
+  const small = new ImageData(O, I), color = COLORINGS[explorer.color](layer), isShown = shownOnMap();
   for (let row = 0, at = 0; row < I; row++) for (let column = 0; column < O; column++, at += 4) {
     const k = explorer.rows[row] * O + explorer.columns[column];
-    const color = colors[Math.min(255, Math.floor(255 * Math.sqrt(Math.min(1, importance[k] / top))))];
-    small.data.set(color, at);
-    small.data[at + 3] = dim && !found.mask[k] ? 36 : 255;
+    small.data.set(color(k), at);
+    small.data[at + 3] = isShown(k) ? 255 : 36;
   }
   const source = new OffscreenCanvas(O, I);
   source.getContext("2d").putImageData(small, 0, 0);
@@ -63,11 +64,47 @@ function drawMap() {
   const context = $("map").getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(source, 0, 0, O * cell, I * cell);
-  $("scale-end").textContent = `≥ ${number(top)}`;
+  $("map-groups").style.height = `${I * cell / ratio}px`;
 }
 
-function ramp() {
-  const stops = [0, 1, 2, 3, 4].map((k) => themeColor(`--ramp-${k}`)).map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+// All splines, or those of the chosen family, or those that a search has found.
+function shownOnMap() {
+  if (explorer.family !== null) {
+    const { member } = familiesOf(lastLayer());
+    return (k) => member[k] === explorer.family;
+  }
+  return explorer.search === "curved" ? () => true : (k) => explorer.found.mask[k];
+}
+
+// Colours of splines, by number; each also writes the legend.
+const COLORINGS = {
+  rise(layer) {
+    const { rise } = measured(layer), most = limitOf(lastLayer(), "rise"), colors = ramp(["--run1", "--raised", "--run0"]);
+    showLegend("falling", "rising", "to right, var(--run1), var(--raised), var(--run0)", most);
+    return (k) => colors[Math.round(127.5 + 127.5 * Math.sign(rise[k]) * Math.sqrt(Math.min(1, Math.abs(rise[k]) / most)))];
+  },
+  curved(layer) {
+    const { importance } = measured(layer), most = names().importance_limit || 1, colors = ramp([0, 1, 2, 3, 4].map((k) => `--ramp-${k}`));
+    showLegend("straight", "curved", "to right, var(--ramp-0), var(--ramp-1), var(--ramp-2), var(--ramp-3), var(--ramp-4)", most);
+    return (k) => colors[Math.min(255, Math.floor(255 * Math.sqrt(Math.min(1, importance[k] / most))))];
+  },
+};
+
+// What 98 % of a measure's absolute values stay within.
+function limitOf(layer, name) {
+  layer.limits ??= {};
+  return layer.limits[name] ??= Float32Array.from(measured(layer)[name], Math.abs).sort()[Math.floor(0.98 * (layer.I * layer.O - 1))] || 1;
+}
+
+function showLegend(low, high, gradient, most) {
+  $("scale-start").textContent = low;
+  $("scale-ramp").style.background = `linear-gradient(${gradient})`;
+  $("scale-end").textContent = `${high} ≥ ${number(most, 2)}`;
+}
+
+// 256 colours through some of the theme's.
+function ramp(names_) {
+  const stops = names_.map(themeColor).map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   return Array.from({ length: 256 }, (_, v) => {
     const at = v / 255 * (stops.length - 1), k = Math.min(stops.length - 2, Math.floor(at)), t = at - k;
     return [0, 1, 2].map((c) => Math.round((1 - t) * stops[k][c] + t * stops[k + 1][c])).concat(255);

@@ -1,5 +1,5 @@
 // The splines: unpacked from the page's data blocks, one step at a time, and the measures that the explorer sorts by.
-// The same definitions as spline_views.py and spline_statistics.py.
+// The same definitions as splines/views.py and splines/statistics.py.
 
 const LINEAR_SHARE = 0.05, DEAD_SHARE = 0.05;
 const unpackedSteps = new Map();
@@ -52,11 +52,12 @@ function splineValue(points, width, x) {
   return points[j] + (u - j) * (points[j + 1] - points[j]);
 }
 
-// Importance, variance under use, and the curved part of that variance: (I, O) each.
+// Importance, variance under use, the curved part of that variance, and rise, the signed root of the straight part:
+// (I, O) each.
 function measured(layer) {
   if (layer.measures) return layer.measures;
   const { I, O, G, points, use, knots } = layer;
-  const importance = new Float32Array(I * O), total = new Float32Array(I * O), curved = new Float32Array(I * O);
+  const importance = new Float32Array(I * O), total = new Float32Array(I * O), curved = new Float32Array(I * O), rise = new Float32Array(I * O);
   const around = new Float64Array(G);
   for (let i = 0; i < I; i++) {
     let center = 0, spread = 0;
@@ -78,12 +79,13 @@ function measured(layer) {
       const k = i * O + o;
       importance[k] = Math.sqrt(bends);
       total[k] = variance;
+      rise[k] = slope / Math.sqrt(spread);
       curved[k] = Math.max(variance - slope * slope / spread, 0);
     }
   }
   const typical = new Float32Array(O);
   for (let k = 0; k < I * O; k++) typical[k % O] += total[k] / I;
-  return layer.measures = { importance, total, curved, typical };
+  return layer.measures = { importance, total, curved, rise, typical };
 }
 
 function curvedShare(measures, k) {

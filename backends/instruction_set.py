@@ -1,0 +1,70 @@
+"""The CPU instructions that the C++ kernel is built with: all that this CPU has, or those that $SPLINEGPT_CPU names.
+
+Naming a set is for clusters whose nodes differ (each set is built once and serves all nodes that have it), and for
+testing on one machine what another one does:
+
+    native    what this CPU has (the default)
+    avx512    x86-64-v4: 16 floats at once, and no AMX
+    avx2      x86-64-v3: 8 floats at once
+    generic   what every CPU of this architecture has
+
+Every set but `native` also rules out the backend `amx`. How PyTorch computes is not touched; it has variables of its
+own: ATEN_CPU_CAPABILITY (default, avx2, avx512) and ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, …).
+"""
+
+import os
+import platform
+from collections.abc import Callable
+
+import torch
+
+VARIABLE = "SPLINEGPT_CPU"
+NATIVE, AVX512, AVX2, GENERIC = "native", "avx512", "avx2", "generic"
+
+# For the compiler, the best first: not every compiler takes all of them. x86 compilers otherwise use half of a 512-bit
+# vector. Compilers from before 2020 do not know the levels of x86-64, but CPUs that have them.
+FLAGS: dict[str, tuple[tuple[str, ...], ...]] = {
+    NATIVE: (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ()),
+    AVX512: (("-march=x86-64-v4", "-mprefer-vector-width=512"), ("-march=skylake-avx512", "-mprefer-vector-width=512")),
+    AVX2: (("-march=x86-64-v3",), ("-march=haswell",)),
+    GENERIC: ((),),
+}
+
+
+def chosen() -> str:
+    """The set that $SPLINEGPT_CPU names; it may be none that exists."""
+    return os.environ.get(VARIABLE, "").strip().lower() or NATIVE
+
+
+def why_not(name: str) -> str | None:
+    """Why the kernel cannot be built with this set for this CPU, or None."""
+    if name not in FLAGS:
+        return f"{VARIABLE} is {name!r}, which must be one of {', '.join(FLAGS)}"
+    if name in (NATIVE, GENERIC):
+        return None
+    if not is_x86():
+        return (
+            f"{VARIABLE} is {name!r}, which is for x86-64, and this CPU is {platform.machine()}; use native or generic"
+        )
+    if not _has_vectors(name):
+        return f"{VARIABLE} is {name!r}, which this CPU does not have; use native or a smaller set"
+    return None
+
+
+def why_no_amx() -> str | None:
+    """Why bfloat16 matrices are not multiplied by AMX here, or None."""
+    has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: it may go
+    if not has_amx():
+        return "this CPU has no AMX, or this PyTorch cannot tell"
+    return None if chosen() == NATIVE else f"{VARIABLE} is {chosen()!r}, which is without AMX"
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _has_vectors(name: str) -> bool:
+    """Whether this CPU has such vectors; assumed where a PyTorch without these private functions cannot tell."""
+    has_avx512: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    has_avx2: Callable[[], bool] = getattr(torch.cpu, "_is_avx2_supported", lambda: True)
+    return has_avx512() if name == AVX512 else has_avx2()
