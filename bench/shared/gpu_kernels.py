@@ -269,10 +269,9 @@ def other_tiles(setting: Setting) -> Iterator[tuple[str, triton_tiles.Tile]]:
         own = getattr(triton_tiles.HALF[generation(setting)], kernel)
         yield kernel, own
         for name in ("outputs",) if setting.rehearse else ("tokens", "inputs", "outputs", "warps"):
+            least, most = (4, 8) if name == "warps" else (triton_tiles.SMALLEST, 256)
             for size in (getattr(own, name) // 2, getattr(own, name) * 2):
-                if size >= (4 if name == "warps" else triton_tiles.SMALLEST) and size <= (
-                    8 if name == "warps" else 256
-                ):
+                if least <= size <= most:
                     yield kernel, dataclasses.replace(own, **{name: size})
         if not setting.rehearse:
             yield from ((kernel, dataclasses.replace(own, stages=stages)) for stages in (2, 4) if stages != own.stages)

@@ -23,9 +23,6 @@ OPTIONAL = {
     "pytest": "the step tests",
     "hypothesis": "the step tests",
     "pytest_timeout": "the step tests",
-    "tiktoken": "byte-pair data sets",
-    "transformers": "--init-from gpt2",
-    "wandb": "W&B",
     "kanditioned": "its rows in the step layer",
 }
 
