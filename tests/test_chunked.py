@@ -119,6 +119,8 @@ def test_memory_does_not_grow_with_the_tokens() -> None:
     assert min(many[k] / few[k] for k in (0, 1)) > 3, "the measure sees what grows"
 
 
+@pytest.mark.slow
+@pytest.mark.needs("torch.compile")
 def test_compiled_each_is_one_kernel_for_all_tokens_and_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, with gradients wanted, and after inference."""
     torch._dynamo.reset()

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", GROUPS)
 def test_a_rehearsal_goes_through_all_steps_on_a_cpu(steps: str, rehearsal: Path) -> None:
     assert {name for group in GROUPS for name in group.split(",")} == {step.name for step in STEPS}
@@ -163,6 +163,7 @@ def test_a_rehearsal_does_not_go_into_the_record_of_a_gpu(monkeypatch: pytest.Mo
     assert_one_sentence(call(gpu.main, "--rehearse=True", "--only=peaks", f"--output={tmp_path}"), "no rehearsal")
 
 
+@pytest.mark.needs("proc")
 def test_the_time_limit_ends_a_command_and_all_that_it_started(tmp_path: Path) -> None:
     child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
     with (tmp_path / "log").open("w") as output:
@@ -176,8 +177,10 @@ def test_the_time_limit_ends_a_command_and_all_that_it_started(tmp_path: Path) -
 
 
 def is_running(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 # ---- what the steps find ---------------------------------------------------------------------------------------------
