@@ -1,4 +1,4 @@
-"""Causal self-attention and its cache of keys and values: layers that take numbers and modules, never a config."""
+"""Causal self-attention and its cache of keys and values. Its layers take numbers and modules, never a config."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far: one static buffer for each layer, (B, heads, block_size, head_dim).
+    """Keys and values of the tokens so far: one static buffer for each layer, (B, heads, block_size, head_dim).
 
-    It also keeps the last token (for embeddings of pairs) and its features before every feed-forward layer (for token
-    shift).
+    Also keeps the last token (for pair_rows) and its features at every feed-forward layer (for token_shift).
     """
 
     def __init__(
@@ -35,21 +34,21 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, heads, T, head_dim) behind the `length` tokens there; return all of that layer's."""
+        """Append k, v (B, heads, T, head_dim) to those of the first `length` tokens; return all of that layer."""
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def shift(self, layer: int, x: Tensor) -> Tensor:
-        """Keep the last token of x (B, T, C) for this layer; return the one kept before, (B, 1, C), zeros at first."""
+        """Keep the last token of x (B, T, C) for this layer; return the one kept before, (B, 1, C), at first zeros."""
         before = self.last[layer].clone()
         self.last[layer] = x[:, -1:]
         return before
 
 
 class FusedLinear(nn.Linear):
-    """Several matrices that are multiplied at once: one linear layer, its outputs one behind the other."""
+    """Several linear layers of the same input, computed as one; their outputs are concatenated."""
 
     def __init__(self, inputs: int, outputs: int, matrices: int, bias: bool) -> None:
         super().__init__(inputs, matrices * outputs, bias=bias)
@@ -57,7 +56,7 @@ class FusedLinear(nn.Linear):
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal attention of several heads, width → width; optionally with rotary positions, QK-norm and a gate."""
+    """Causal multi-head attention, width → width; optionally with rotary positions, QK-norm and a gate."""
 
     def __init__(
         self,
@@ -70,10 +69,10 @@ class CausalSelfAttention(nn.Module):
         rope: nn.Module | None = None,
         make_gate: Callable[[], nn.Module] | None = None,
     ) -> None:
-        """`layer`: its number, by which it finds its keys and values in a cache.
+        """`layer` is the layer's number, which finds its keys and values in a cache.
 
-        `make_gate` makes a layer, width → width, whose output multiplies attention's. It is called between the two
-        projections, so that a seed gives each of them the same random numbers with a gate as without.
+        `make_gate` makes a layer, width → width, whose output multiplies attention's output. It is called between the
+        two projections, because the order of construction decides which random numbers each layer gets from a seed.
         """
         super().__init__()
         self.layer = layer
@@ -118,5 +117,5 @@ class CausalSelfAttention(nn.Module):
 
 
 def causal_mask(new: int, past: int, device: torch.device) -> Tensor:
-    """Which of past+new keys each of the new queries sees: (new, past+new), True where it does."""
+    """Mask (new, past+new), True where a new query sees a key: all keys up to its own position."""
     return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)

@@ -1,4 +1,4 @@
-"""Embeddings beside the token's own: of the pair that it makes with the one before, and of its position."""
+"""Embeddings in addition to the token's own: of its pair with the previous token, and of its position."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from common.tables import Tables
 
 
 class PairEmbedding(nn.Module):
-    """An embedding of each token together with the one before, beside its own (Huang et al. 2025, "over-encoding").
+    """An embedding of each pair of a token and the previous one (Huang et al. 2025, "over-encoding").
 
-    In a table of `rows`, of which each pair has one to itself where there are vocab_size² of them, or else shares it.
+    With vocab_size² rows every pair has its own; with fewer, pairs are hashed onto the rows.
     """
 
     def __init__(self, vocab_size: int, rows: int, width: int) -> None:
@@ -21,14 +21,14 @@ class PairEmbedding(nn.Module):
         self.table = nn.Embedding(min(rows, vocab_size**2), width)
 
     def forward(self, tokens: Tensor, before: Tensor | None) -> Tensor:
-        """tokens (B, T), behind the token `before` (B, 1), or None for a text's first, which gets zeros. (B, T, C)"""
+        """tokens (B, T) → (B, T, C). `before` (B, 1) precedes them; without it the first token gets zeros."""
         if before is not None:
             tokens = torch.cat((before, tokens), dim=1)
         embedded = self.table(self._rows(tokens[:, :-1].long() * self.vocab_size + tokens[:, 1:]))
         return embedded if before is not None else F.pad(embedded, (0, 0, 1, 0))
 
     def _rows(self, pairs: Tensor) -> Tensor:
-        """Of pairs by number; where rows are shared, as if each were drawn at random."""
+        """Row of each pair; hashed if there are fewer rows than pairs."""
         rows = self.table.num_embeddings
         if rows == self.vocab_size**2:
             return pairs
@@ -36,9 +36,9 @@ class PairEmbedding(nn.Module):
 
 
 def hashed(numbers: Tensor) -> Tensor:
-    """The last stage of SplitMix64 (Steele et al. 2014): int64 to int64, one to one, without any pattern."""
+    """The last stage of SplitMix64 (Steele et al. 2014), a hash that maps int64 one to one onto int64."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        unsigned = numbers >> shift & (1 << 64 - shift) - 1  # without copies of the sign
+        unsigned = numbers >> shift & (1 << 64 - shift) - 1  # a shift that fills with zeros
         numbers = (numbers ^ unsigned) * (factor - (factor >> 63 << 64))  # the factor as a signed integer
     return numbers
 
@@ -61,7 +61,7 @@ class RotaryEmbedding(Tables):
         return {"cos": angle.cos(), "sin": angle.sin()}
 
     def forward(self, x: Tensor, start: int) -> Tensor:
-        """x (B, heads, T, head_dim), its first token at position `start`."""
+        """Rotate x (B, heads, T, head_dim), whose first token is at position `start`."""
         stop = start + x.shape[2]
         cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
         first, second = x.chunk(2, dim=-1)

@@ -1,7 +1,8 @@
-"""Feed-forward layers that follow attention in a block: splines, and the MLPs they are compared with.
+"""Feed-forward layers that follow attention in a block: gated splines, and the MLPs they are compared with.
 
-Each maps width → width. A layer whose class says `takes_gate_input` has a gate and takes the input of that gate as a
-second argument: with token shift that is a mix of the token and the one before. Layers without a gate get only the mix.
+Each maps width → width. A class with `takes_gate_input` has a gate and takes the input of that gate as a second
+argument. With token shift, gated layers show the mix of this and the previous token to their gate only; other layers
+see nothing but the mix.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class SwiGLU(nn.Module):
 
 
 class GatedSplines(nn.Module):
-    """Linear(KANLayer(x) ⊙ Linear(x)): learnt directions beside the learnt functions of given ones."""
+    """Linear(KANLayer(x) ⊙ Linear(x)): splines of the features, gated by learnt directions."""
 
     takes_gate_input: ClassVar[bool] = True
 
@@ -76,7 +77,7 @@ class GatedSplines(nn.Module):
 
 
 class TokenShift(nn.Module):
-    """Mixes each token's features with those of the token before it, each by a learnt share (Peng et al. 2023)."""
+    """Mixes each token's features with those of the previous one, by a learnt share per feature (Peng et al. 2023)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -87,18 +88,18 @@ class TokenShift(nn.Module):
         nn.init.constant_(self.share, 0.5)
 
     def forward(self, x: Tensor, first: Tensor) -> Tensor:
-        """x (B, T, C), with `first` (B, 1, C) before its first token → (B, T, C)."""
+        """x (B, T, C) → (B, T, C). `first` (B, 1, C) stands for the features before the first token."""
         return torch.lerp(x, torch.cat((first, x[:, :-1]), dim=1), self.share)
 
 
 class AttentionGate(nn.Module):
-    """A factor for each feature of attention's output, from the block's input; at the start 1, or about 1.
+    """A factor for each feature of attention's output, computed from the block's input; about 1 at the start.
 
-    Given splines, one more than these; given a linear layer, twice its sigmoid (Qiu et al. 2025).
+    It is 1 + splines(x), or 2·sigmoid(linear(x)) (Qiu et al. 2025).
     """
 
     def __init__(self, splines: nn.Module | None = None, linear: nn.Linear | None = None) -> None:
-        """One of the two, width → width."""
+        """Give one of the two, width → width."""
         super().__init__()
         self.splines = splines
         self.c_gate = linear

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def refuse_namesakes(*names: str) -> None:
-    """ImportError if one of these modules would not be the one beside this file, before anything of it is run."""
+    """Raise ImportError if Python would import another module than the one beside this file, before it is run."""
     here = Path(__file__).resolve().parent
     for name in names:
         spec = find_spec(name)
@@ -43,17 +43,16 @@ from splines.snapshot import Snapshot, take  # noqa: E402
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Where = str | Callable[[str, nn.Module], bool]
-
 INITS = ("random_normal", "identity", "zero")
+CHOICE = ("_chosen", "_chosen_on", "_why_chosen")  # attributes of a layer that are the choice of its backend
 
 
 class KANLayer(nn.Module):
     """y[o] = Σ_i f_io(x[i]), each f_io a linear interpolation between G control points on a uniform grid.
 
-    The knots lie evenly on [-spline_width/2, spline_width/2]; outside, the outermost pieces go on as straight lines.
-    Put a normalization in front, so that activations stay within the grid. Finding the cell takes O(1) and evaluating
-    it two control points, so the arithmetic per token is 2·I·O multiply-adds whatever G is.
+    The knots lie evenly on [-spline_width/2, spline_width/2]; beyond them the outermost pieces continue as straight
+    lines. Put a normalization in front, so that activations stay within the grid. Finding the cell of an input takes
+    O(1), and a spline's value depends on two control points, so a token costs 2·I·O multiply-adds whatever G is.
 
     Shape: (*, in_features) → (*, out_features), like nn.Linear, in the dtype of the input (under autocast: its dtype).
 
@@ -64,15 +63,15 @@ class KANLayer(nn.Module):
             (output equals input; needs in_features == out_features), or "zero".
         num_control_points: knots per spline, G ≥ 2.
         spline_width: width of the grid, in units of the input; > 0.
-        impl: how it is computed, a name from `backends.IMPLS`; "auto" takes the fastest that can run here.
+        impl: the backend, a name from `backends.IMPLS`; "auto" takes the fastest that can run here.
         variant: the parametrisation of the control points, a name from `splines.parametrisation.VARIANTS`.
-            "B-spline" stores them as they are; in the others `weight`, (I, G, O) too, holds coefficients of another
-            basis along the grid.
-        bias: add a learnable constant to each output. None, the default, means where zero_centred: other splines can
-            represent it themselves.
-        zero_centred: every spline is zero at the centre of the grid and its middle control point is not stored, which
-            saves one of G: `weight` is (I, G-1, O). With the bias in place of the sum of all these, the layer can
-            represent the same functions. Needs an odd G and the variant "B-spline".
+            "B-spline" stores the control points; in the other variants `weight`, also (I, G, O), holds coefficients of
+            another basis along the grid.
+        bias: add a learnable constant to each output. None, the default, adds one only if zero_centred: other splines
+            can represent it themselves.
+        zero_centred: keep every spline at zero at the centre of the grid, without storing its middle control point:
+            `weight` is (I, G-1, O). The bias replaces the sum of the middle control points, so the layer can represent
+            the same functions. Needs an odd G and the variant "B-spline".
 
     Raises:
         ValueError: an argument is out of range; the message names it, its value and what is allowed.
@@ -120,10 +119,10 @@ class KANLayer(nn.Module):
         self.parametrisation = Parametrisation(variant, num_control_points, zero_centred, self.weight)
         self.reset_parameters()
         self._choose_backend()
-        self.register_load_state_dict_post_hook(_settle_after_loading)
+        self.register_load_state_dict_post_hook(_adapt_to_loaded_parameters)
 
     def reset_parameters(self) -> None:
-        """Set every spline to its initial straight line (see `init`)."""
+        """Set every spline to the straight line that `init` describes, and the bias to zero."""
         self._set_lines(self._initial_slopes())
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -148,33 +147,33 @@ class KANLayer(nn.Module):
         return slopes
 
     def knots(self) -> Tensor:
-        """Where the control points lie on the input axis: (G,), from -spline_width/2 to spline_width/2."""
+        """Positions of the control points on the input axis: (G,), from -spline_width/2 to spline_width/2."""
         half = self.spline_width / 2
         return torch.linspace(-half, half, self.num_control_points, device=self.weight.device, dtype=self.weight.dtype)
 
     def control_points(self) -> Tensor:
-        """Values of every spline at its knots, (in_features, G, out_features); differentiable."""
+        """The value of every spline at every knot, (in_features, G, out_features); differentiable."""
         return self.parametrisation.control_points(self.weight)
 
     @torch.no_grad()
     def set_control_points(self, values: Tensor) -> None:
-        """Give the splines these values at their knots, (I, G, O), whatever the layer stores for them.
+        """Set the values of the splines at their knots, (I, G, O), in any parametrisation.
 
-        With zero_centred the values at the middle knot must be zero.
+        If zero_centred, the values at the middle knot must be zero.
         """
         self.weight.copy_(self.parametrisation.coefficients(values.to(self.weight.device)))
 
     def smoothness_penalty(self) -> Tensor:
-        """Mean squared second difference of the control points; differentiable. 0 where G is 2."""
+        """Mean squared second difference of the control points; differentiable. 0 if G is 2."""
         if self.num_control_points == 2:
             return self.weight.new_zeros(())
         return second_differences(self.control_points()).square().mean()
 
     def refine(self, num_control_points: int) -> None:
-        """Put more knots into the grid. The function stays what it is, exactly.
+        """Add knots to the grid without changing the function.
 
-        `weight` becomes a new parameter, which an optimizer has to be told (`training.refinement` does that).
-        Raises ValueError unless every knot remains one: num_control_points - 1 must be a multiple of G - 1.
+        `weight` becomes a new parameter, which the optimizer must be given (`training.refinement` does that).
+        Raises ValueError unless all knots are kept: num_control_points - 1 must be a multiple of G - 1.
         """
         check_integer("num_control_points", num_control_points, at_least=2)
         cells, now = num_control_points - 1, self.num_control_points - 1
@@ -188,23 +187,23 @@ class KANLayer(nn.Module):
         self.regrid(Grid(num_control_points, self.spline_width))
 
     def widen(self, cells: int) -> None:
-        """Add `cells` cells at each end of the grid, as wide as those there are. The function stays what it is."""
+        """Add `cells` cells of the same width at each end of the grid, without changing the function."""
         check_integer("cells", cells, at_least=0)
         self.regrid(self.grid.widened(cells))
 
     def fit_grid(self, activations: Tensor, outside: float = 0.01) -> None:
-        """Make the grid as narrow as leaves a share `outside` of the activations, (*, in_features), beyond its ends.
+        """Shrink or widen the grid so that only a share `outside` of the activations lies beyond its ends.
 
-        The function stays what it is where it is made of straight lines, as it is at first; else it is interpolated.
-        Raises ValueError if the activations are all zero, or not finite.
+        `activations` are (*, in_features). Splines that are straight lines, as they are at first, do not change; others
+        are interpolated at the new knots. Raises ValueError if the activations are all zero, or not finite.
         """
         self.regrid(Grid(self.num_control_points, fitted_width(activations, outside)))
 
     @torch.no_grad()
     def regrid(self, grid: Grid) -> None:
-        """Take the splines' values at the knots of another grid as control points.
+        """Interpolate the splines on another grid: their values at its knots become the control points.
 
-        The function stays what it is if `self.grid.is_exact_on(grid)`. With another number of points `weight` becomes
+        The function does not change if `self.grid.is_exact_on(grid)`. If the number of points changes, `weight` becomes
         a new parameter. Raises ValueError, and changes nothing, if the layer cannot be computed on that grid.
         """
         check_width(grid.width)
@@ -224,11 +223,11 @@ class KANLayer(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Module, **options: Any) -> KANLayer:
-        """The layer that computes what `linear` does, every spline a straight line, on its device and in its dtype.
+        """A layer that computes the same as `linear`, with straight lines as splines, on its device and in its dtype.
 
-        What is frozen there (requires_grad False), weight or bias, is so here.
-        `linear`: an nn.Linear, or GPT-2's Conv1D of the transformers package, whose weight is transposed. `options`:
-        num_control_points, spline_width, impl, variant, zero_centred. Raises ValueError for other modules and options.
+        `linear` is an nn.Linear, or GPT-2's Conv1D from the transformers package, whose weight is transposed. A frozen
+        weight or bias (requires_grad False) stays frozen. `options` may be num_control_points, spline_width, impl,
+        variant and zero_centred. Raises ValueError for other modules and options.
         """
         slopes = linear_slopes(linear)
         bias = getattr(linear, "bias", None)
@@ -249,7 +248,7 @@ class KANLayer(nn.Module):
         return layer.train(linear.training)
 
     def get_extra_state(self) -> Tensor:
-        """What a state_dict holds beside parameters: the width of the grid, which may have been fitted."""
+        """The width of the grid, which may have been fitted, for the state_dict."""
         return torch.tensor(self.spline_width, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -274,7 +273,7 @@ class KANLayer(nn.Module):
 
     @staticmethod
     def _compute_dtype(x: Tensor) -> torch.dtype:
-        """Under autocast its dtype, as nn.Linear would (which leaves float64 alone too); else the input's own."""
+        """The dtype of the output, as for nn.Linear: under autocast autocast's, unless x is float64; else that of x."""
         device = x.device.type
         if torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
             return torch.get_autocast_dtype(device)
@@ -285,21 +284,21 @@ class KANLayer(nn.Module):
         self._chosen, self._why_chosen = backends.choose(self.impl, self._problem(self.num_control_points))
 
     def _backend(self) -> backends.Backend:
-        """The one for the device on which the weight is now, by whatever means it came there."""
+        """The backend for the device of the weight, chosen again if the weight has been moved."""
         if self._chosen_on != self.weight.device:
             self._choose_backend()
         return self._chosen
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the backend, which depends on the machine."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_backend", "why_this_impl")}
+        """All attributes except the chosen backend, which depends on the machine."""
+        return {name: value for name, value in self.__dict__.items() if name not in CHOICE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         try:
             self._choose_backend()
-        except ValueError as error:  # what was saved must be readable anywhere
-            warnings.warn(f"{error}; auto is taken", stacklevel=2)
+        except ValueError as error:  # a saved layer must load on any machine
+            warnings.warn(f"{error}; auto is used instead", stacklevel=2)
             self.impl = "auto"
             self._choose_backend()
 
@@ -308,29 +307,29 @@ class KANLayer(nn.Module):
 
     @property
     def resolved_impl(self) -> str:
-        """The backend that `impl` stands for on this device."""
+        """The name of the backend that `impl` selects on this device."""
         return self._backend().name
 
     @property
     def why_this_impl(self) -> str:
-        """Why it is that one, in words."""
+        """The reason for this backend, in words."""
         self._backend()
         return self._why_chosen
 
     def snapshot(
         self, activations: Tensor | None = None, tokens: Tensor | None = None, number: int = 0, name: str = ""
     ) -> Snapshot:
-        """This layer and what reaches it as plain arrays, which all that draws or sums up splines works on.
+        """This layer and its activations as plain arrays, the input of everything that draws or sums up splines.
 
-        `activations`: (*, in_features), and `tokens`, (*), those that they belong to. `number` and `name` tell the
-        layer from others of its model. Raises ValueError for activations of another width or that are not finite.
+        `activations` are (*, in_features); `tokens`, (*), are the tokens that they belong to. `number` and `name`
+        identify the layer in its model. Raises ValueError for activations of another width or that are not finite.
         """
         seen = None if tokens is None else tokens.cpu().numpy()
         points = to_numpy(self.control_points())  # (I, G, O)
         return take(points, self.spline_width, self.rows(activations), seen, number, name)
 
     def rows(self, activations: Tensor | None) -> Array | None:
-        """Activations (*, I) as an array (M, I); None when there are none. ValueError for a wrong width or NaN."""
+        """Activations (*, I) as an array (M, I), or None without any. Raises ValueError for a wrong width or NaN."""
         if activations is None or activations.numel() == 0:
             return None
         if activations.shape[-1] != self.in_features:
@@ -355,13 +354,13 @@ class KANLayer(nn.Module):
         show: bool = False,
         style: str = "light",
     ) -> Figure:
-        """Draw splines of this layer and return the matplotlib figure, which a notebook shows as it is.
+        """Draw splines of this layer and return the matplotlib figure, which a notebook displays.
 
-        By default the most curved splines, one panel each. `inputs` and `outputs`, numbers or lists of them, restrict
-        (or, with both given, name) the features; a single spline is drawn large; `everything` draws all as one sheet.
-        `activations`, (*, in_features), puts the histogram of what reaches each spline behind it and weighs curvature
-        with use. `style` is "light", "dark" or "print" (black ink alone). Saved to `save_path` if given, as pixels
-        (.png) or vectors (.svg, .pdf); shown in a window only if `show`.
+        By default it draws the most curved splines, one panel each. `inputs` or `outputs`, numbers or lists of them,
+        restrict the features; with both given they name the splines. A single spline is drawn large. `everything` draws
+        all splines as one sheet. `activations`, (*, in_features), add the histogram of its inputs behind each spline
+        and weigh curvature by use. `style` is "light", "dark" or "print" (only black ink). The figure is saved to
+        `save_path` if given, as pixels (.png) or vectors (.svg, .pdf), and shown in a window if `show`.
 
         Raises ValueError for a feature that is not there, for more named splines than fit on a sheet, for activations
         that are not finite or not (*, in_features), and for an unknown style.
@@ -388,8 +387,8 @@ class KANLayer(nn.Module):
         )
 
 
-def _settle_after_loading(layer: KANLayer, _: object) -> None:
-    """Parameters that were loaded with assign=True may be on another device."""
+def _adapt_to_loaded_parameters(layer: KANLayer, _: object) -> None:
+    """Choose the backend again, because parameters that were loaded with assign=True may be on another device."""
     fill_tables(layer)
     layer._choose_backend()
 

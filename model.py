@@ -1,7 +1,7 @@
 """The GPT: token embedding, blocks of attention and feed-forward (splines or MLP), language-model head.
 
-With `position="learned"`, `norm="layernorm"` and `ffn="mlp"` it is nanoGPT's model, weight for weight; the other
-options are those of today's small models. Every block is pre-normalized: x + attention(norm(x)), x + ffn(norm(x)).
+With `position="learned"`, `norm="layernorm"` and `ffn="mlp"` it is nanoGPT's model, weight for weight. The other
+options are common in today's small models. Every block is pre-normalized: x + attention(norm(x)), x + ffn(norm(x)).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The options of the GPT, but for its splines."""
+    """The options of the GPT, except those of its splines."""
 
     heading: ClassVar[str] = "model"
 
@@ -52,7 +52,7 @@ class ModelOptions:
     block_size: int = 64
     """Context length in tokens."""
     vocab_size: int = 0
-    """Rows of the token embedding; 0 takes the dataset's vocabulary, a larger number pads it."""
+    """Rows of the token embedding; 0 takes the size of the dataset's vocabulary, a larger number pads it."""
     architecture: Literal["modern", "nanogpt"] = "modern"
     """Sets the next four options: modern (RoPE, RMSNorm, QK-norm, projections that start at zero), or nanogpt (as
     GPT-2). Each of the four can still be set on its own."""
@@ -69,20 +69,20 @@ class ModelOptions:
     projected back), or the layers to compare with: mlp (GELU), relu2, swiglu, mlp_tanh (GELU as GPT-2 approximates
     it)."""
     ffn_hidden: int = 0
-    """Hidden size of the MLPs and gated splines; 0: as many parameters as the 4x MLP has."""
+    """Hidden size of the MLPs and gated splines; 0 gives the layer as many parameters as the 4x MLP has."""
     ffn_norm: bool = False
     """Normalize the hidden values of the MLPs and gated splines before the projection back (no parameters)."""
     attention_gate: bool = False
-    """Multiply attention's output by a gate of the block's input (splines, or a linear layer). The feed-forward layer
-    gets narrower, so that the number of parameters stays the same."""
+    """Multiply attention's output by a gate, computed from the block's input by splines or a linear layer. The
+    feed-forward layer gets narrower, so that the number of parameters stays the same."""
     token_shift: bool = False
-    """Mix the previous token, by learnt shares, into the input of the feed-forward layer (of gated layers: of the gate
-    alone)."""
+    """Mix the previous token, by learnt shares, into the input of the feed-forward layer; in gated layers only into the
+    input of the gate."""
     pair_rows: int = 0
-    """Rows of an embedding for pairs of a token and the one before it; 0: none. With fewer rows than pairs, pairs share
-    rows."""
+    """Rows of an embedding for pairs of a token and the previous one; 0 for none. With fewer rows than pairs, pairs
+    share rows."""
     tie_embeddings: bool = True
-    """Share the token embedding with the head, as GPT-2 does."""
+    """Share the weights of the token embedding with the head, as GPT-2 does."""
     bias: bool = False
     """Biases in linear layers and LayerNorms, as in GPT-2."""
     dropout: float = 0.0
@@ -100,16 +100,16 @@ class SplineOptions:
     spline_width: float = 4.0
     """Width of the splines' grid in standard deviations of the normalized activations."""
     kan_impl: str = "auto"
-    """How the spline layers are computed: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
+    """Backend of the spline layers: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
     kan_variant: str = "B-spline"
     """Parametrisation of the control points: B-spline stores them; balanced suits large grids (docs/splines.md)."""
     kan_init: Literal["auto", "zero", "random_normal", "identity"] = "auto"
-    """Function that the splines start from; auto: zero for splines (blocks start as attention alone), random_normal for
-    gated_splines."""
+    """Function that the splines start from. auto takes zero for splines, so that blocks start as attention alone, and
+    random_normal for gated_splines."""
     kan_zero_centred: bool = False
-    """Keep every spline at zero in the middle of an odd grid, with a bias instead; stores G-1 control points."""
+    """Keep every spline at zero in the middle of an odd grid and add a bias; G-1 control points are stored."""
     kan_swap: str = ""
-    """Linear layers to replace by splines of the same function, as a pattern: "blocks.*.ffn.c_fc"."""
+    """Pattern of names of linear layers to replace by splines that compute the same, as in "blocks.*.ffn.c_fc"."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class GPTConfig(SplineOptions, ModelOptions):
 
     @property
     def has_splines(self) -> bool:
-        """Whether the model has spline layers: as feed-forward layers, or in place of a trained model's linear ones."""
+        """Whether the model has spline layers: as feed-forward layers, or in place of a model's linear layers."""
         return self.ffn in SPLINES or bool(self.kan_swap)
 
 
@@ -155,7 +155,7 @@ def normalization(config: GPTConfig) -> nn.Module:
 
 
 def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
-    """n_embd → `outputs`."""
+    """A spline layer, n_embd → `outputs`, which starts from `usual_init` unless the config names another init."""
     return KANLayer(
         config.n_embd,
         outputs,
@@ -165,7 +165,7 @@ def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
 
 
 def spline_options(config: GPTConfig) -> dict[str, Any]:
-    """What all spline layers of a model have in common, as keyword arguments of KANLayer."""
+    """The keyword arguments of KANLayer that all spline layers of a model share."""
     return {
         "num_control_points": config.num_control_points,
         "spline_width": config.spline_width,
@@ -193,26 +193,27 @@ def attention(config: GPTConfig, layer: int) -> CausalSelfAttention:
 
 
 def attention_gate(config: GPTConfig) -> AttentionGate:
-    """Splines where the feed-forward layer is made of them, else a linear layer."""
+    """A gate made of splines if the feed-forward layer has splines, else of a linear layer."""
     if config.ffn in SPLINES:
         return AttentionGate(splines=spline_layer(config, config.n_embd, "zero"))
     return AttentionGate(linear=nn.Linear(config.n_embd, config.n_embd, bias=config.bias))
 
 
 def stored_points(config: GPTConfig) -> int:
-    """Parameters of one spline."""
+    """Number of parameters of one spline."""
     return config.num_control_points - config.kan_zero_centred
 
 
 def hidden_width(config: GPTConfig, matrices: int) -> int:
-    """Of a layer with that many matrices of n_embd x hidden parameters: as config says, or equal parameters.
+    """Hidden size for a layer of `matrices` weight matrices, n_embd x hidden each.
 
-    Equal to those of the 4x MLP, less the parameters of an attention gate.
+    It is config.ffn_hidden, or the size that gives the layer as many parameters as the 4x MLP has (8·n_embd²), minus
+    those of an attention gate.
     """
-    multiple = 8  # of n_embd² parameters in all
+    budget = 8  # in units of n_embd² parameters
     if config.attention_gate:
-        multiple -= stored_points(config) if config.ffn in SPLINES else 1
-    return config.ffn_hidden or max(1, round(multiple * config.n_embd / matrices))
+        budget -= stored_points(config) if config.ffn in SPLINES else 1
+    return config.ffn_hidden or max(1, round(budget * config.n_embd / matrices))
 
 
 def splines(config: GPTConfig) -> nn.Module:
@@ -235,7 +236,7 @@ def swiglu(config: GPTConfig) -> nn.Module:
     return SwiGLU(config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
 
 
-# By the name that `--ffn` takes. A benchmark may add the layers of others.
+# The feed-forward layers by the name that `--ffn` takes. Benchmarks add layers of other projects.
 FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
     "splines": splines,
     "gated_splines": gated_splines,
@@ -267,9 +268,14 @@ class Block(nn.Module):
         mixed = self.token_shift(h, first)
         return x + self.dropout(self.ffn(h, mixed) if self.shifts_gate_alone else self.ffn(mixed))
 
+    def output_projections(self) -> list[nn.Module]:
+        """The layers that project back to the residual stream; spline layers and layers of others may lack one."""
+        found = (getattr(part, "c_proj", None) for part in (self.attn, self.ffn))
+        return [projection for projection in found if projection is not None]
+
 
 class GPT(nn.Module):
-    """The language model. `config.vocab_size` must be set (the trainer takes it from the dataset)."""
+    """The language model. `config.vocab_size` must be set; the trainer takes it from the dataset."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -299,25 +305,32 @@ class GPT(nn.Module):
         swap_linears(self, self.config.kan_swap, **spline_options(self.config))
 
     def reset_parameters(self) -> None:
-        """GPT-2's init: N(0, 0.02), residual projections scaled down by √(2·n_layer) or zero; splines by kan_init."""
-        for name, module in self.named_modules():
+        """Set all parameters to their initial values.
+
+        linear layers, embeddings     N(0, 0.02), biases 0, as in GPT-2
+        output projections            N(0, 0.02 / √(2·n_layer)), or 0 with zero_init_projections
+        spline layers                 kan_init
+        normalizations, token shift   their own reset_parameters
+        """
+        projections = {projection for block in self._blocks() for projection in block.output_projections()}
+        projection_std = 0.0 if self.config.zero_init_projections else 0.02 / math.sqrt(2 * self.config.n_layer)
+        for module in self.modules():
             if isinstance(module, nn.Embedding | nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, KANLayer | TokenShift | nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
-            if name.endswith("c_proj"):
-                std = 0.0 if self.config.zero_init_projections else 0.02 / math.sqrt(2 * self.config.n_layer)
-                nn.init.normal_(module.weight, std=std)
+            if module in projections:
+                nn.init.normal_(module.get_parameter("weight"), std=projection_std)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, vocab_size) and, with targets (B, T), the mean cross entropy in nats.
 
-        With a cache, `tokens` continue those that it holds, and are added to it.
-        Raises ValueError when the context would grow beyond block_size.
+        With a cache, `tokens` continue the cached ones and are added to the cache.
+        Raises ValueError if the context would become longer than block_size.
         """
         past = cache.length if cache is not None else 0
         T = tokens.shape[1]
@@ -347,18 +360,21 @@ class GPT(nn.Module):
             config.n_layer, batch_size, config.n_head, config.block_size, head_dim, weight.device, weight.dtype
         )
 
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def spline_layers(self) -> list[KANLayer]:
-        """The spline layers, first block first; empty for the MLP twins."""
+        """All spline layers, in the order of the blocks."""
         return [module for module in self.modules() if isinstance(module, KANLayer)]
 
     def num_parameters(self) -> int:
-        """All parameters but learned positions, as nanoGPT counts them."""
+        """Number of parameters without learned positions, as nanoGPT counts them."""
         positions = self.position_embedding.weight.numel() if self.position_embedding is not None else 0
         return sum(parameter.numel() for parameter in self.parameters()) - positions
 
     def num_ffn_parameters(self) -> int:
-        """Parameters of the feed-forward layers alone: what a KAN and its MLP twin differ in."""
-        return sum(parameter.numel() for name, parameter in self.named_parameters() if ".ffn." in name)
+        """Number of parameters of the feed-forward layers, in which a model with splines and one with MLPs differ."""
+        return sum(parameter.numel() for block in self._blocks() for parameter in block.ffn.parameters())
 
     def flops_per_token(self) -> int:
         """Floating-point operations of one training step, per token (PaLM's count: matmuls and attention).

@@ -18,10 +18,10 @@ from pictures.hats import draw_basis
 from pictures.page import STYLES, chosen_style
 from pictures.run_pictures import SplinePictures, save_picture
 from pictures.sheets import SHEET_SPLINES, capitalized, draw_snapshot
-from splines.choice import chosen_features, layers_to_draw, parse_features
+from splines.choice import ALL, chosen_splines, layers_to_draw, parse_features
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
-from splines.views import edge_importance, varied_top, view_splines
+from splines.views import view_splines
 from training.run_splines import run_directory, splines_at
 
 USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
@@ -111,26 +111,21 @@ def draw_layer(options: Options, step: int, run: Path, snapshot: Snapshot) -> Pa
 
 
 def draw_film(options: Options) -> Path:
-    """The film of a layer's most curved splines at the end (of every layer's, without --layer), or of those named."""
+    """Write a film of the named splines, or of those that are most curved at the last step (per layer)."""
     records = SplineRecords(run_directory(options.out_dir))
     steps = records.steps()
     if len(steps) < 2:
         raise UserError(f"{records.folder} has records of {len(steps)} steps, and a film needs two; train longer")
     last = records.read(steps[-1])
     layers = layers_to_draw(last, options.layer)
-    edges: list[tuple[int, list[tuple[int, int]]]] = []
-    for layer in layers:
-        importance = edge_importance(last[layer])
-        rows = chosen_features("inputs", parse_features(options.inputs, "inputs"), last[layer].inputs)
-        columns = chosen_features("outputs", parse_features(options.outputs, "outputs"), last[layer].outputs)
-        chosen = importance[rows][:, columns]
-        both = options.inputs and options.outputs
-        count = chosen.size if both else -(-options.count // len(layers))
-        edges.append((layer, [(rows[i], columns[o]) for i, o in varied_top(chosen, count)]))
+    inputs, outputs = parse_features(options.inputs, "inputs"), parse_features(options.outputs, "outputs")
+    count = ALL if inputs and outputs else -(-options.count // len(layers))
+    edges = {layer: chosen_splines(last[layer], inputs, outputs, count) for layer in layers}
     frames = []
     for step in steps:
         snapshots = records.read(step)
-        frames.append((step, [view for layer, pairs in edges for view in view_splines(snapshots[layer], pairs)]))
+        views = [view for layer, chosen in edges.items() for view in view_splines(snapshots[layer], chosen)]
+        frames.append((step, views))
     path = options.output or records.folder / "film.gif"
     path.parent.mkdir(parents=True, exist_ok=True)
     title = f"How splines of layer {options.layer} formed" if options.layer is not None else "How splines formed"

@@ -25,9 +25,9 @@ from corpus.dataset import Dataset, ensure_prepared
 from kan_layer import KANLayer
 from model import GPT
 from splines import simplification
-from splines.choice import chosen_features, layers_to_draw, parse_features
+from splines.choice import ALL, chosen_splines, layers_to_draw, parse_features
 from splines.formulas import best_fit
-from splines.views import edge_importance, varied_top, view_splines
+from splines.views import view_splines
 from training.activations import layer_inputs
 from training.checkpoint import LoadedCheckpoint, load_checkpoint, read_state, save_checkpoint
 from training.config import save
@@ -181,17 +181,14 @@ def print_fits(options: Options) -> None:
     print(f"step {step}; R² is the part of a spline's variation, over the activations, that its formula explains")
     print("layer  input → output     R²   formula")
     layers = layers_to_draw(snapshots, options.layer)
+    inputs, outputs = parse_features(options.inputs, "inputs"), parse_features(options.outputs, "outputs")
     for layer in layers:
         snapshot = snapshots[layer]
         try:
-            rows = chosen_features("inputs", parse_features(options.inputs, "inputs"), snapshot.inputs)
-            columns = chosen_features("outputs", parse_features(options.outputs, "outputs"), snapshot.outputs)
+            edges = chosen_splines(snapshot, inputs, outputs, -(-options.fit // len(layers)) or ALL)
         except ValueError as error:
             raise UserError(str(error)) from error
-        count = -(-options.fit // len(layers)) or len(rows) * len(columns)
-        importance = edge_importance(snapshot)
-        top = varied_top(importance[rows][:, columns], count)
-        for view in view_splines(snapshot, [(rows[i], columns[o]) for i, o in top], importance):
+        for view in view_splines(snapshot, edges):
             found = best_fit(view)
             print(f"{layer:>5}  {view.input:>5} → {view.output:<6}  {found.r2:>6.3f}   {found}")
 

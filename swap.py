@@ -1,4 +1,4 @@
-"""Spline layers in place of a trained network's linear layers: the same outputs at first, more capacity from there."""
+"""Replaces linear layers of a trained network by spline layers that at first compute the same outputs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Where = str | Callable[[str, nn.Module], bool]
 
 
 def swap_linears(module: nn.Module, where: Where = "*", **options: Any) -> list[str]:
-    """Replace linear layers within `module` by spline layers that compute the same; returns their names.
+    """Replace linear layers within `module` by spline layers that compute the same; return their names.
 
-    `where`: a pattern of names like "blocks.*.ffn.c_fc" (several with commas between), or a function of name and layer
-    that says whether to replace it. `options` are those of `KANLayer.from_linear`. Hooks of a layer, and what is frozen
-    in it, stay. A weight that a layer shares with others is not shared any more. An optimizer made before has to be
-    made again. Layers that compute more than a linear one, or whose weight nn.MultiheadAttention reads, are left as
-    they are, with a warning that names them.
+    `where` is a pattern of names like "blocks.*.ffn.c_fc" (or several, separated by commas), or a function of name and
+    layer that says whether to replace the layer. `options` are those of `KANLayer.from_linear`. The new layers keep
+    hooks and frozen parameters. A weight that several layers shared is no longer shared. An optimizer that was made
+    before must be made again. Layers that compute more than a linear one, or whose weight nn.MultiheadAttention reads,
+    are not replaced, and a warning names them.
 
     Raises ValueError, and changes nothing, if no layer matches, if none of those can be replaced, or if the options are
-    not possible.
+    impossible.
     """
     linears = [(name, part) for name, part in module.named_modules(remove_duplicate=False) if is_linear(part)]
     chosen = [(name, linear) for name, linear in linears if name and _matches(where, name, linear)]
@@ -51,7 +51,7 @@ def _matches(where: Where, name: str, linear: nn.Module) -> bool:
 
 
 def _replaceable(module: nn.Module, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """The layers that can be replaced, with a warning that names the others; ValueError if there are no more."""
+    """The layers that can be replaced; a warning names the others. Raises ValueError if none can be replaced."""
     kept = {name: reason for name, linear in chosen if (reason := _why_not(module, linear)) is not None}
     if kept:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
@@ -67,7 +67,7 @@ def _why_not(module: nn.Module, linear: nn.Module) -> str | None:
     return why_not_linear(linear)
 
 
-# Where nn.Module keeps the hooks that see inputs, outputs and their gradients, and what it notes about them.
+# The attributes in which nn.Module keeps hooks on inputs, outputs and their gradients.
 HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -76,17 +76,17 @@ HOOKS = (
 
 
 def _move_hooks(linear: nn.Module, layer: KANLayer) -> None:
-    """The very dictionaries, so that the handles of hooks still remove them."""
+    """Move the dictionaries themselves, so that the handles of hooks can still remove them."""
     for name in HOOKS:
         if name in vars(linear):
             setattr(layer, name, vars(linear)[name])
 
 
 def _leave_fast_paths(module: nn.Module) -> None:
-    """Keep PyTorch's encoder layers from reading the weights of linear layers that are none any more."""
+    """Turn off the fast paths of PyTorch's encoder layers, which read the weights of linear layers directly."""
     for part in module.modules():
         if isinstance(part, nn.TransformerEncoderLayer) and _has_splines(part):
-            part.activation_relu_or_gelu = 0  # "neither": what the fused computation asks first
+            part.activation_relu_or_gelu = 0  # 0 is neither, which rules out the fused computation
         if isinstance(part, nn.TransformerEncoder) and _has_splines(part):
             part.use_nested_tensor = False
 

@@ -1,7 +1,7 @@
-"""The ways to compute a spline layer: one module each, one signature, and a registry that says which can run here.
+"""The ways to compute a spline layer: one module each, and a registry that says which can run here.
 
-Every backend is a function `spline_sum(x, control_points, spline_width, dtype)`:
-x (N, I) of any floating dtype, control_points (I, G, O), → y (N, O) in `dtype`. All agree with `reference`.
+Every backend is a function `spline_sum(x, control_points, spline_width, dtype)`: x (N, I) of any floating dtype and
+control_points (I, G, O) give y (N, O) in `dtype`. All backends agree with `reference`.
 """
 
 from backends import (
@@ -39,9 +39,9 @@ BACKENDS: dict[str, Backend] = {
 ALIASES = {"sparse_matmul_csr": "csr"}
 IMPLS = ("auto", *BACKENDS, *ALIASES)
 
-# Where there is no kernel of ours: up to this grid `dense`, whose work grows with G, trains faster than those whose
-# work does not. Measured on two CPU cores by `python bench/layer.py` (docs/log.md), where they meet between 16 and 32;
-# a guess for other devices.
+# Without a kernel of ours, `dense`, whose work grows with G, trains faster up to this grid than the backends whose work
+# does not. Measured on two CPU cores by `python bench/layer.py` (docs/log.md), where the two are equally fast between
+# 16 and 32; a guess for other devices.
 LARGEST_DENSE_GRID = 20
 
 # `amx` in bfloat16 against `native`: 1.5 times as fast at G=3 and slower from G=5 on (768 x 128 → 256).
@@ -49,7 +49,7 @@ LARGEST_AMX_GRID = 4
 
 
 def availability(problem: Problem) -> dict[str, str | None]:
-    """For every backend, None if it can compute `problem` on this machine, else the reason why not."""
+    """For every backend, None if it can compute `problem` on this machine, else why it cannot."""
     return {name: backend.why_not(problem) for name, backend in BACKENDS.items()}
 
 

@@ -1,24 +1,26 @@
-"""`amx`: bfloat16 splines as matrix products, for CPUs with units that multiply such matrices (Intel's AMX).
+"""`amx`: bfloat16 splines as matrix products, for CPUs with units that multiply bfloat16 matrices (Intel's AMX).
 
-A lookup cannot follow a unit that does a thousand multiply-adds in the time of one vector operation. So native.cpp
-writes the basis, ramps as in `dense`, in bfloat16, and PyTorch (oneDNN) multiplies it with the rises of the control
-points. The basis is laid out column by column, (N, columns, I), so that vectors of features are written at once.
-Everything but bfloat16 is computed by `native`.
+These units do a thousand multiply-adds in the time of one vector operation, so a product with a mostly zero basis beats
+looking up control points. native.cpp materialises the basis in bfloat16 (ramps, as in `dense`), and PyTorch (oneDNN)
+multiplies it by the rises of the control points. The basis is laid out column by column, (N, columns, I), so that
+vectors of features are written at once. Every other dtype is computed by `native`.
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from backends import dense, instruction_set, native, native_build, standard
+from backends.cells import rises
 from backends.native_shape import addresses, shape_of
 from backends.operators import operator
 from backends.problem import Problem, except_on_meta
 
 
 def is_supported() -> bool:
-    """Whether this CPU has AMX, as far as PyTorch can tell, and $SPLINEGPT_CPU does not rule it out."""
+    """Whether PyTorch reports that this CPU has AMX, and $SPLINEGPT_CPU does not rule it out."""
     return instruction_set.why_no_amx() is None
 
 
@@ -34,39 +36,31 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
     if dtype is not torch.bfloat16 or torch.float64 in (x.dtype, control_points.dtype):
         return native.spline_sum(x, control_points, spline_width, dtype)
     x = x if x.dtype is torch.bfloat16 else x.float()
-    return _BasisMatmul.apply(x, control_points, spline_width)
+    y: Tensor = _BasisMatmul.apply(x, control_points, spline_width, dtype)  # type: ignore[no-untyped-call]
+    return y
 
 
-def rises(control_points: Tensor) -> Tensor:
-    """Of each spline over each of its cells: (I, G, O) → ((G-1)·I, O) in bfloat16."""
-    return control_points.transpose(0, 1).diff(dim=0).flatten(0, 1).to(torch.bfloat16)
-
-
-class _BasisMatmul(torch.autograd.Function):
+class _BasisMatmul(dense.SplineFunction):
     @staticmethod
-    def forward(ctx, x: Tensor, control_points: Tensor, spline_width: float) -> Tensor:
-        ctx.save_for_backward(x, control_points)
-        ctx.spline_width = spline_width
-        ramps = basis(x, control_points.shape[1], spline_width, hats=False)  # (N, (G-1)·I)
-        at_first_knot = control_points[:, 0].sum(dim=0).to(torch.bfloat16)  # (O,)
-        return torch.addmm(at_first_knot, ramps, rises(control_points))
+    def forward(ctx: Any, x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
+        dense.SplineFunction.save(ctx, x, control_points, spline_width, dtype)
+        return dense.ramp_product(basis(x, control_points.shape[1], spline_width, hats=False), control_points)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if standard.is_wanted_in_backward():
+            return dense.SplineFunction.backward(ctx, grad)
         x, control_points = ctx.saved_tensors
         points = control_points.shape[1]
-        if standard.is_wanted_in_backward():
-            wanted = ctx.needs_input_grad[:2]
-            return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = slopes(x, grad @ rises(control_points).t(), points, ctx.spline_width)
+            grad_ramps = grad @ rises(control_points, torch.bfloat16).flatten(0, 1).t()  # (N, (G-1)·I)
+            grad_x = slopes(x, grad_ramps, points, ctx.spline_width)
         if ctx.needs_input_grad[1]:
-            # Hats, not ramps: a control point's gradient as the difference of two ramps' would cancel.
-            hats = basis(x, points, ctx.spline_width, hats=True)  # (N, G·I)
+            hats = basis(x, points, ctx.spline_width, hats=True)  # (N, G·I); hats and not ramps, as in `dense`
             grad_weight = (hats.t() @ grad).unflatten(0, (points, -1)).transpose(0, 1)  # (G·I, O) → (I, G, O)
             grad_weight = grad_weight.to(control_points.dtype)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
 
 
 @operator("splinegpt::basis", "cpu")
@@ -89,7 +83,7 @@ def _empty_basis(x: Tensor, num_control_points: int, spline_width: float, hats: 
 
 @operator("splinegpt::slopes", "cpu")
 def slopes(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width: float) -> Tensor:
-    """The gradient of x (N, I), in its type, from that of its ramps, (N, (G-1)·I) in bfloat16."""
+    """The gradient of x (N, I), in its dtype, from the gradient of its ramps, (N, (G-1)·I) in bfloat16."""
     x, grad_ramps = x.contiguous(), grad_ramps.contiguous()
     grad_x = torch.empty_like(x)
     shape = shape_of(x, num_control_points, spline_width)
@@ -102,5 +96,6 @@ def _(x: Tensor, grad_ramps: Tensor, num_control_points: int, spline_width: floa
     return x.new_empty(x.shape)
 
 
-basis.refuse_autograd()  # within the gradient above, whose own would miss what goes through these two
+# _BasisMatmul calls both and has their gradient. Called from elsewhere they would have none.
+basis.refuse_autograd()
 slopes.refuse_autograd()

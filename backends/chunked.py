@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from backends import dense, standard
-from backends.cells import accumulation_dtype, find_cell, knot_units
+from backends.cells import accumulation_dtype, find_cell, knot_units, rises
 from backends.operators import operator
 from backends.triton import cell_edges
 
@@ -37,14 +37,14 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
 def compute(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
     y = x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
     first = control_points[:, 0].sum(dim=0, dtype=accumulation_dtype(control_points.dtype)).to(dtype)  # (O,)
-    rises = _rises(control_points, dtype)
+    slopes = rises(control_points, dtype).flatten(0, 1)  # ((G-1)·I, O)
     chunks = _Chunks(x, control_points, dtype)
     basis, bounds = chunks.buffer(chunks.points - 1), _bounds(chunks.points, x.device)
     write_ramps = elementwise("ramps", chunks)
     for rows in chunks:
         ramps = basis[: len(x[rows])]
         write_ramps(x[rows], bounds, chunks.points, spline_width, ramps)
-        torch.addmm(first, ramps.flatten(1), rises, out=y[rows])
+        torch.addmm(first, ramps.flatten(1), slopes, out=y[rows])
     return y
 
 
@@ -65,14 +65,14 @@ def compute_gradients(
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else x.new_empty(0)
     total = x.new_zeros(points * inputs if wanted[1] else 0, outputs, dtype=accumulation_dtype(dtype))
     buffer, bounds = chunks.buffer(points), _bounds(points, x.device)
-    rises = _rises(control_points, dtype) if wanted[0] else None
+    slopes = rises(control_points, dtype).flatten(0, 1) if wanted[0] else None
     select, write_hats = (elementwise(name, chunks) for name in ("slopes", "hats"))
     product = torch.empty_like(total, dtype=dtype) if total.dtype is not dtype and not sums_wide(x.device) else None
     for rows in chunks:
         part, x_part = grad[rows], x[rows]
-        if rises is not None:
-            along = buffer.flatten()[: len(part) * rises.shape[0]].view(len(part), -1)
-            torch.mm(part, rises.t(), out=along)
+        if slopes is not None:
+            along = buffer.flatten()[: len(part) * slopes.shape[0]].view(len(part), -1)
+            torch.mm(part, slopes.t(), out=along)
             edges = _edges(x, points, spline_width)
             select(x_part, along.unflatten(1, (points - 1, inputs)), edges, points, spline_width, grad_x[rows])
         if wanted[1]:
@@ -97,12 +97,12 @@ def _(
     return x.new_empty(grad_x_shape), control_points.new_empty(grad_weight_shape)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: Any, output: Any) -> None:
     x, control_points, ctx.spline_width, _ = inputs
     ctx.save_for_backward(x, control_points)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     wanted = list(ctx.needs_input_grad[:2])
     x, control_points = ctx.saved_tensors
     if standard.is_wanted_in_backward():
@@ -208,11 +208,6 @@ def compiled(name: str, *kind: object) -> Callable[..., None]:
 
 
 # ---- the products ----------------------------------------------------------------------------------------------------
-
-
-def _rises(control_points: Tensor, dtype: torch.dtype) -> Tensor:
-    """Over each cell, cells first: (I, G, O) → ((G-1)·I, O)."""
-    return control_points.transpose(0, 1).diff(dim=0).flatten(0, 1).to(dtype)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, product: Tensor | None) -> None:

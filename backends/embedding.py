@@ -1,4 +1,4 @@
-"""`embedding`: two gathers of rows and a lerp; simple, and fused into one loop when compiled."""
+"""`embedding`: two gathers of rows and a linear interpolation; simple, and fused into one loop when compiled."""
 
 import torch
 import torch.nn.functional as F

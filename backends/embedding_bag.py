@@ -1,4 +1,6 @@
-"""`embedding_bag`: PyTorch's weighted bag of rows; nothing of size N·I·O or N·I·G is ever written."""
+"""`embedding_bag`: PyTorch's weighted bag of rows; nothing of size N·I·O or N·I·G is ever materialised."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +32,18 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
 
 
 def _only_once_differentiable(grad: Tensor) -> Tensor:
-    """The gradient, which says what to do instead if it is differentiated in turn; PyTorch only says that it cannot."""
-    return _NoSecondDerivative.apply(grad) if torch.is_grad_enabled() else grad
+    """The gradient, with an error that names other impls if it is differentiated in turn; PyTorch's error does not."""
+    guarded: Tensor = _NoSecondDerivative.apply(grad) if torch.is_grad_enabled() else grad  # type: ignore[no-untyped-call]
+    return guarded
 
 
 class _NoSecondDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, grad: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> None:
+    def backward(ctx: Any, grad: Tensor) -> None:
         raise RuntimeError(
             "impl 'embedding_bag', which native and triton use for float64, has no second derivatives; "
             f"choose an impl that has: {', '.join(TWICE_DIFFERENTIABLE)}"

@@ -1,15 +1,15 @@
-"""The CPU instructions that the C++ kernel is built with: all that this CPU has, or those that $SPLINEGPT_CPU names.
+"""The CPU instructions that the C++ kernel is built with: all that this CPU has, or the set that $SPLINEGPT_CPU names.
 
-Naming a set is for clusters whose nodes differ (each set is built once and serves all nodes that have it), and for
-testing on one machine what another one does:
+A named set serves clusters whose nodes differ, since it is built once for all nodes that have it. It also tests on one
+machine what another one does:
 
     native    what this CPU has (the default)
     avx512    x86-64-v4: 16 floats at once, and no AMX
     avx2      x86-64-v3: 8 floats at once
     generic   what every CPU of this architecture has
 
-Every set but `native` also rules out the backend `amx`. How PyTorch computes is not touched; it has variables of its
-own: ATEN_CPU_CAPABILITY (default, avx2, avx512) and ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, …).
+Every set except `native` also rules out the backend `amx`. PyTorch's own kernels are not affected. They have variables
+of their own: ATEN_CPU_CAPABILITY (default, avx2, avx512) and ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, …).
 """
 
 import os
@@ -21,8 +21,9 @@ import torch
 VARIABLE = "SPLINEGPT_CPU"
 NATIVE, AVX512, AVX2, GENERIC = "native", "avx512", "avx2", "generic"
 
-# For the compiler, the best first: not every compiler takes all of them. x86 compilers otherwise use half of a 512-bit
-# vector. Compilers from before 2020 do not know the levels of x86-64, but CPUs that have them.
+# Compiler flags, the best first, because not every compiler takes all of them. Without -mprefer-vector-width x86
+# compilers use half of a 512-bit vector. Compilers from before 2020 do not know the levels of x86-64, but they know
+# CPUs that have them.
 FLAGS: dict[str, tuple[tuple[str, ...], ...]] = {
     NATIVE: (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ()),
     AVX512: (("-march=x86-64-v4", "-mprefer-vector-width=512"), ("-march=skylake-avx512", "-mprefer-vector-width=512")),
@@ -32,7 +33,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def chosen() -> str:
-    """The set that $SPLINEGPT_CPU names; it may be none that exists."""
+    """The name in $SPLINEGPT_CPU, which need not be a known set; `native` without one."""
     return os.environ.get(VARIABLE, "").strip().lower() or NATIVE
 
 
@@ -52,8 +53,8 @@ def why_not(name: str) -> str | None:
 
 
 def why_no_amx() -> str | None:
-    """Why bfloat16 matrices are not multiplied by AMX here, or None."""
-    has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: it may go
+    """Why AMX does not multiply bfloat16 matrices here, or None."""
+    has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private to PyTorch
     if not has_amx():
         return "this CPU has no AMX, or this PyTorch cannot tell"
     return None if chosen() == NATIVE else f"{VARIABLE} is {chosen()!r}, which is without AMX"
@@ -64,7 +65,7 @@ def is_x86() -> bool:
 
 
 def _has_vectors(name: str) -> bool:
-    """Whether this CPU has such vectors; assumed where a PyTorch without these private functions cannot tell."""
+    """Whether this CPU has such vectors; True if this PyTorch lacks the private functions that tell."""
     has_avx512: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_supported", lambda: True)
     has_avx2: Callable[[], bool] = getattr(torch.cpu, "_is_avx2_supported", lambda: True)
     return has_avx512() if name == AVX512 else has_avx2()

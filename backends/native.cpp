@@ -2,9 +2,9 @@
 //
 //     y[n,o] = sum_i (1-t) W[i,j,o] + t W[i,j+1,o],   cell j and place t found from x[n,i]
 //
-// All arithmetic is float32 (the place on the grid float64); bfloat16 is converted where rows are read and written, so
-// the kernels see nothing but padded float tiles. Each sum is taken in an order that depends on neither the number of
-// threads nor the other tokens of the batch, and no two threads write to the same place: results are deterministic.
+// All arithmetic is float32, except for the place on the grid, which is float64. bfloat16 is converted where rows are
+// read and written, so the kernels see only padded float tiles. The order of each sum depends on neither the number of
+// threads nor the other tokens of the batch, and no two threads write to the same place, so results are deterministic.
 
 #include <cstdint>
 #include <cstring>

@@ -1,6 +1,6 @@
-"""Building native.cpp with the C++ compiler of this machine, once, and loading it from the user's cache.
+"""Builds native.cpp once with this machine's C++ compiler, and loads it from the user's cache.
 
-$CXX names another compiler, $SPLINEGPT_CPU the instructions to build with (instruction_set.py).
+$CXX names another compiler. $SPLINEGPT_CPU names the instructions to build with (instruction_set.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from backends import instruction_set
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADERS = "cpu/*.h"  # beside it
+HEADERS = "cpu/*.h"  # relative to the source
 COMPILERS = ("c++", "g++", "clang++")
-SECONDS_TO_BUILD = 60  # for a build that takes less than one; then something is stuck
+SECONDS_TO_BUILD = 60  # a build takes less than one second; after sixty something is stuck
 
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 OPENMP = ("-fopenmp",)  # without it (Apple's clang) the kernel runs on one thread
@@ -43,7 +43,7 @@ def load() -> ctypes.CDLL:
 
 @functools.cache
 def why_not() -> str | None:
-    """The reason why the kernel cannot be used on this machine, or None. Builds it if need be."""
+    """Why the kernel cannot be used on this machine, or None. Builds the kernel if necessary."""
     try:
         load()
     except NativeUnavailable as reason:
@@ -64,10 +64,10 @@ def _try_to_load() -> ctypes.CDLL | str:
 def load_from(
     directory: Path, compiler: str, instructions: str = instruction_set.NATIVE, extra_flags: tuple[str, ...] = ()
 ) -> ctypes.CDLL:
-    """The library for this source, compiler, instruction set and `extra_flags` from `directory`, built if need be.
+    """The library for this source, compiler, instruction set and `extra_flags` from `directory`, built if necessary.
 
-    A library carries the digest of its contents in its name and is put in place by renaming, so that processes that
-    build at once do not disturb each other, and a damaged or foreign file is recognised without loading it.
+    A library's name holds the digest of its contents, so that a damaged or foreign file is recognised without loading
+    it. It is put in place by renaming, so that processes that build at the same time do not disturb each other.
     Raises NativeUnavailable.
     """
     sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob(HEADERS)))]
@@ -77,7 +77,7 @@ def load_from(
         try:
             if path.stem.endswith("-" + _digest(path.read_bytes())):
                 return ctypes.CDLL(str(path))
-        except OSError:  # it has just gone, or cannot be loaded after all
+        except OSError:  # another process has just removed it, or it cannot be loaded
             pass
         path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as build:
@@ -85,9 +85,9 @@ def load_from(
         _compile(compiler, instructions, extra_flags, built)
         try:
             name = f"native-{key}-{_digest(built.read_bytes())}.so"
-            library = ctypes.CDLL(str(built))  # what cannot be loaded is not kept
+            library = ctypes.CDLL(str(built))  # before it is kept
         except OSError as error:
-            raise NativeUnavailable(f"what {compiler} built could not be loaded ({error})") from None
+            raise NativeUnavailable(f"the library that {compiler} built could not be loaded ({error})") from None
         os.replace(built, directory / name)
     return library
 
@@ -116,12 +116,12 @@ def find_instructions() -> str:
 
 
 def optional_flags(instructions: str) -> list[tuple[str, ...]]:
-    """What not every compiler takes, the best first."""
+    """Sets of flags that not every compiler takes, the best first."""
     return [(*machine, *openmp) for openmp in (OPENMP, ()) for machine in instruction_set.FLAGS[instructions]]
 
 
 def cache_directory() -> Path:
-    """Where built kernels are kept, for this user alone: made if need be; a temporary folder where that fails."""
+    """The folder that keeps this user's built kernels, created if necessary; a temporary one where that fails."""
     try:
         if sys.platform == "darwin":
             home = Path.home() / "Library" / "Caches"
@@ -138,11 +138,11 @@ def cache_directory() -> Path:
 
 @functools.cache
 def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="splinegpt-")  # goes with the process
+    return tempfile.TemporaryDirectory(prefix="splinegpt-")  # deleted when the process ends
 
 
 def _compile(compiler: str, instructions: str, extra_flags: tuple[str, ...], output: Path) -> None:
-    """With the first set of optional flags that the compiler builds with."""
+    """Build with the first set of optional flags that the compiler takes. Raises NativeUnavailable."""
     complaint = ""
     for optional in optional_flags(instructions):
         status, text = _run(compiler, *FLAGS, *optional, *extra_flags, str(SOURCE), "-o", str(output))
@@ -153,14 +153,14 @@ def _compile(compiler: str, instructions: str, extra_flags: tuple[str, ...], out
 
 
 def _identity(compiler: str, instructions: str) -> tuple[str, ...]:
-    """What the built library depends on besides source and flags: compiler, architecture, and for `native` the CPU."""
+    """Everything besides source and flags that a build depends on: compiler, architecture, and for `native` the CPU."""
     _, version = _run(compiler, "--version")
     cpu = _cpu() if instructions == instruction_set.NATIVE else ()
     return (compiler + version, platform.machine(), *cpu)
 
 
 def _cpu() -> list[str]:
-    """This CPU's kind and instructions: a home directory may be shared by machines whose CPUs differ."""
+    """The kind and instructions of this CPU, because machines with different CPUs may share a home directory."""
     kind = [platform.processor()]
     try:
         lines = dict.fromkeys(Path("/proc/cpuinfo").read_text().splitlines())
@@ -171,7 +171,7 @@ def _cpu() -> list[str]:
 
 
 def _run(*command: str) -> tuple[int, str]:
-    """Exit status and output of a program, which is stopped with all it has started if it takes too long."""
+    """Exit status and output of a program. If it takes too long, it and all programs it started are killed."""
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -183,7 +183,7 @@ def _run(*command: str) -> tuple[int, str]:
     ) as process:
         try:
             text, _ = process.communicate(timeout=SECONDS_TO_BUILD)
-        except BaseException as error:  # also Ctrl-C, which does not reach a session of its own
+        except BaseException as error:  # also Ctrl-C, which does not reach the program in its own session
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise NativeUnavailable(f"{command[0]} did not finish in {SECONDS_TO_BUILD} s") from None

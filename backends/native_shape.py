@@ -1,4 +1,4 @@
-"""What native.cpp is told of a call: shapes, types, threads, and where the tensors lie."""
+"""The arguments of native.cpp's functions: shapes, dtypes, threads, and the addresses of tensors."""
 
 import ctypes
 
@@ -19,7 +19,7 @@ class Shape(ctypes.Structure):
 def shape_of(
     x: Tensor, points: int, spline_width: float, outputs: int = 1, weight_half: bool = False, y_half: bool = False
 ) -> Shape:
-    """For x (N, I) and splines of so many control points, on PyTorch's number of threads."""
+    """The shape for x (N, I) and splines of `points` control points, on PyTorch's number of threads."""
     half = x.dtype is torch.bfloat16, weight_half, y_half
     return Shape(*x.shape, points, outputs, torch.get_num_threads(), *half, spline_width)
 

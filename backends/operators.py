@@ -1,41 +1,45 @@
-"""Operators of PyTorch that are made of a Python function, for compilers to take whole.
+"""PyTorch operators made of Python functions, which compilers treat as one opaque call.
 
-torch.library.custom_op would do, but what it makes imports torch._dynamo at its first call, which takes a second that
-a run without compiling has no use for.
+torch.library.custom_op does the same, but what it makes imports torch._dynamo at its first call. That takes a second,
+for nothing in a run that does not compile.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
 from backends import standard
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Fake = TypeVar("Fake", bound=Callable[..., Any])
 
-class Operator:
+
+class Operator(Generic[P, R]):
     """The operator `name`, "namespace::op", computed by `function` on devices of one type.
 
-    The function must be annotated, and must neither change its arguments nor return them. What is registered lives as
+    The function must be annotated, and must neither change its arguments nor return them. The registrations last as
     long as this object.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], device: str) -> None:
+    def __init__(self, name: str, function: Callable[P, R], device: str) -> None:
         self.name = name
         namespace, op = name.split("::")
         self._library = torch.library.Library(namespace, "FRAGMENT")
         schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema, lib=self._library, tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(name, device, _without_forward_mode(name, function), lib=self._library)
-        self.overload = getattr(getattr(torch.ops, namespace), op).default
+        self.overload: Callable[P, R] = getattr(getattr(torch.ops, namespace), op).default
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
         return self.overload(*arguments, **named)
 
-    def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` makes results of the right shape and type, for compilers."""
+    def register_fake(self, function: Fake) -> Fake:
+        """Decorate the function that tells compilers the shape and dtype of the results."""
         torch.library.register_fake(self.name, function, lib=self._library)
         return function
 
@@ -43,7 +47,7 @@ class Operator:
         torch.library.register_autograd(self.name, backward, setup_context=setup_context, lib=self._library)
 
     def refuse_autograd(self) -> None:
-        """Make it an error to differentiate, where otherwise what goes through this operator would be left out."""
+        """Make it an error to differentiate this operator, whose gradient would otherwise be left out silently."""
 
         def refuse(ctx: Any, *gradients: Any) -> None:
             raise RuntimeError(f"{self.name} has no derivative; those of KANLayer and of the backends' spline_sum have")
@@ -51,15 +55,15 @@ class Operator:
         self.register_autograd(refuse)
 
 
-def _without_forward_mode(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _without_forward_mode(name: str, function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
-    def kernel(*arguments: Any) -> Any:
+    def kernel(*arguments: P.args, **named: P.kwargs) -> R:
         standard.refuse_forward_mode(name)
-        return function(*arguments)
+        return function(*arguments, **named)
 
     return kernel
 
 
-def operator(name: str, device: str = "default") -> Callable[[Callable[..., Any]], Operator]:
-    """Decorates the function that computes it, on devices of every type unless one is named."""
+def operator(name: str, device: str = "default") -> Callable[[Callable[P, R]], Operator[P, R]]:
+    """Decorate the function that computes the operator, on devices of every type unless one is named."""
     return lambda function: Operator(name, function, device)

@@ -1,4 +1,4 @@
-"""`reference`: the definition of the layer in plain indexing, the truth that every other backend is tested against."""
+"""`reference`: the definition of the layer in plain indexing, which the tests compare every other backend with."""
 
 import torch
 from torch import Tensor

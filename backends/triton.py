@@ -1,7 +1,8 @@
-"""`triton`: fused matrix products on tensor cores, whose spline operand is built in registers (triton_kernels.py).
+"""`triton`: fused matrix products on tensor cores, whose spline operand is built on the way (triton_kernels.py).
 
 A gather reads two rows of W for every token and feature, which on a GPU is far slower than tensor cores are at
-multiplying a G times larger, mostly zero operand. Nothing is saved for the backward but x and W.
+multiplying a G times larger, mostly zero operand. Nothing is saved for the backward but x, W and the rises of W, which
+take the place of the copy of W in half precision that autocast would make.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from backends import dense, embedding_bag, standard, triton_tiles
 from backends.cells import knot_units
 from backends.problem import Problem, except_on_meta
+from backends.triton_tiles import Hats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_PARTIAL_BYTES = 2**28  # of gradients of W that are summed over parts of the tokens
@@ -55,46 +58,64 @@ def spline_sum(x: Tensor, control_points: Tensor, spline_width: float, dtype: to
     """x (N, I), control_points (I, G, O) → (N, O). float64, which tensor cores of few GPUs have, by embedding_bag."""
     if torch.float64 in (x.dtype, control_points.dtype, dtype):
         return embedding_bag.spline_sum(x, control_points, spline_width, dtype)
-    return spline_sum_op(x, control_points, spline_width, dtype)
+    return spline_sum_op(x, control_points, *tables(control_points.detach(), dtype), spline_width)
+
+
+def tables(control_points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the kernels read in place of the control points (I, G, O): the rises over each cell (G-1, I', O') in `dtype`
+    and the sum over the inputs of the first control points (O',) in float32. Zeros fill up I' and O'.
+
+    Outside the operator, where a compiler can fuse it and the backward shares it.
+    """
+    missing_inputs, missing_outputs = (-control_points.shape[axis] % triton_tiles.ROW for axis in (0, 2))
+    if missing_inputs or missing_outputs:
+        control_points = F.pad(control_points, (0, missing_outputs, 0, 0, 0, missing_inputs))
+    rises = control_points.transpose(0, 1).diff(dim=0).to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return rises, control_points[:, 0].sum(0, dtype=torch.float32)
 
 
 @torch.library.custom_op("splinegpt::triton", mutates_args=())
-def spline_sum_op(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
-    """As `spline_sum`, for float32, bfloat16 and float16 in any mixture. Raises ValueError for what does not fit."""
+def spline_sum_op(x: Tensor, control_points: Tensor, rises: Tensor, first: Tensor, spline_width: float) -> Tensor:
+    """`spline_sum` with the `tables` of the control points, in the type of `rises`: float32, bfloat16 or float16 as are
+    those of x and the control points, in any mixture. Raises ValueError for what does not fit.
+    """
     standard.refuse_forward_mode("splinegpt::triton")
-    problem = _Launch(x, control_points, spline_width, dtype)
-    y = x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
+    check(x, control_points, rises)
+    y = x.new_empty(x.shape[0], first.shape[0], dtype=rises.dtype)  # (N, O')
     if y.numel():
-        first = control_points[:, 0].float().sum(0)  # (O,)
-        problem.forward(x.contiguous(), _rises(control_points, dtype), first, y)
-    return y
+        _launch(x, control_points, rises, spline_width).forward(padded(x), rises, first, y)
+    return without_padding(y, control_points.shape[2])
 
 
 @spline_sum_op.register_fake
-def _(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape[0], control_points.shape[2], dtype=dtype)
+def _(x: Tensor, control_points: Tensor, rises: Tensor, first: Tensor, spline_width: float) -> Tensor:
+    return x.new_empty(x.shape[0], control_points.shape[2], dtype=rises.dtype)
 
 
 @torch.library.custom_op("splinegpt::triton_backward", mutates_args=())
 def spline_sum_backward(
-    grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float, wanted: list[bool]
+    grad: Tensor, x: Tensor, control_points: Tensor, rises: Tensor, spline_width: float, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the control points, in their types; sums are float32. One not wanted comes back empty."""
     standard.refuse_forward_mode("splinegpt::triton_backward")
-    problem = _Launch(x, control_points, spline_width, grad.dtype)
-    grad, x = grad.contiguous(), x.contiguous()
-    grad_x = torch.zeros_like(x) if wanted[0] else x.new_empty(0)
-    grad_weight = control_points.new_empty(0)
-    if wanted[0] and x.shape[0]:
-        problem.grad_x(grad, x, _rises(control_points, grad.dtype), grad_x)
+    check(x, control_points, rises)
+    launch = _launch(x, control_points, rises, spline_width)
+    grad, padded_x = padded(grad), padded(x)
+    grad_x, grad_weight = x.new_empty(0), control_points.new_empty(0)
+    if wanted[0]:
+        grad_x = torch.empty_like(padded_x)
+        if x.shape[0]:
+            launch.grad_x(grad, padded_x, rises, grad_x)
+        grad_x = without_padding(grad_x, x.shape[1])
     if wanted[1]:
-        grad_weight = problem.grad_weight(grad, x).to(control_points.dtype)
+        grad_weight = launch.grad_weight(grad, padded_x)[: x.shape[1]]
+        grad_weight = without_padding(grad_weight, control_points.shape[2]).to(control_points.dtype)
     return grad_x, grad_weight
 
 
 @spline_sum_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, control_points: Tensor, spline_width: float, wanted: list[bool]
+    grad: Tensor, x: Tensor, control_points: Tensor, rises: Tensor, spline_width: float, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
     shapes = (tensor.shape if want else (0,) for tensor, want in zip((x, control_points), wanted, strict=True))
     grad_x_shape, grad_weight_shape = shapes
@@ -102,26 +123,46 @@ def _(
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    x, control_points, ctx.spline_width, _ = inputs
-    ctx.save_for_backward(x, control_points)
+    x, control_points, rises, _, ctx.spline_width = inputs
+    ctx.save_for_backward(x, control_points, rises)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     wanted = list(ctx.needs_input_grad[:2])
-    x, control_points = ctx.saved_tensors
+    x, control_points, rises = ctx.saved_tensors
     if standard.is_wanted_in_backward():
-        return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None, None
-    gradients = spline_sum_backward(grad, x, control_points, ctx.spline_width, wanted)
+        return *dense.gradients(grad, x, control_points, ctx.spline_width, grad.dtype, wanted), None, None, None
+    gradients = spline_sum_backward(grad, x, control_points, rises, ctx.spline_width, wanted)
     grad_x, grad_weight = (gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
-    return grad_x, grad_weight, None, None
+    return grad_x, grad_weight, None, None, None
 
 
 spline_sum_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _rises(control_points: Tensor, dtype: torch.dtype) -> Tensor:
-    """Over each cell, cells first: (I, G, O) → (G-1, I, O). In place of the copy of W that autocast would make."""
-    return control_points.transpose(0, 1).diff(dim=0).to(dtype).contiguous()
+def padded(matrix: Tensor) -> Tensor:
+    """(N, M) → (N, M'), contiguous, with rows of the length that the kernels need."""
+    missing = -matrix.shape[1] % triton_tiles.ROW
+    return F.pad(matrix, (0, missing)) if missing else matrix.contiguous()
+
+
+def without_padding(tensor: Tensor, size: int) -> Tensor:
+    """The first `size` of the last dimension, contiguous."""
+    return tensor if tensor.shape[-1] == size else tensor[..., :size].contiguous()
+
+
+def check(x: Tensor, control_points: Tensor, rises: Tensor) -> None:
+    """The kernels trust their caller; operators can be called by anyone."""
+    if x.ndim != 2 or control_points.ndim != 3 or x.shape[1] != control_points.shape[0]:
+        shapes = f"{tuple(x.shape)} and {tuple(control_points.shape)}"
+        raise ValueError(f"x must be (N, I) and control_points (I, G, O); got {shapes}")
+    if control_points.shape[1] < 2 or x.device != control_points.device:
+        raise ValueError("triton needs at least 2 control points and all on one device")
+    dtypes = (x.dtype, control_points.dtype, rises.dtype)
+    if not set(dtypes) <= set(DTYPES):
+        raise ValueError(f"triton computes in float32, bfloat16 or float16; got {', '.join(map(str, dtypes))}")
+    if interpreted() and torch.bfloat16 in dtypes:
+        raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there")
 
 
 @functools.lru_cache
@@ -148,71 +189,107 @@ def _nth_float(n: Tensor) -> Tensor:
     return n.abs().to(torch.int32).view(torch.float32).copysign(n.sign().float())
 
 
-class _Launch:
-    """The kernels, with what their launches for one problem have in common."""
+def _launch(x: Tensor, control_points: Tensor, rises: Tensor, spline_width: float) -> Launch:
+    exact = rises.dtype is not torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    precision = "ieee" if exact else "tf32"
+    shape = (rises.shape[1], control_points.shape[1], rises.shape[2])
+    return Launch.of(x.shape[0], shape, spline_width, rises.dtype, precision, x.device)
 
-    def __init__(self, x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> None:
-        self._check(x, control_points, spline_width, dtype)
-        self.tokens = x.shape[0]
-        self.inputs, self.points, self.outputs = control_points.shape
-        self.width = spline_width
-        self.inverse_spacing = (self.points - 1) / spline_width
-        exact = dtype is not torch.float32 or torch.get_float32_matmul_precision() == "highest"
-        self.precision = "ieee" if exact else "tf32"
-        on_gpu = x.device.type == "cuda"
-        capability = torch.cuda.get_device_capability(x.device) if on_gpu else triton_tiles.OLDEST
-        self.processors = torch.cuda.get_device_properties(x.device).multi_processor_count if on_gpu else 8
-        shape = (self.inputs, self.points, self.outputs)
-        self.tiles = triton_tiles.tiles(capability, dtype, self.precision, self.tokens, shape)
 
-    @staticmethod
-    def _check(x: Tensor, control_points: Tensor, spline_width: float, dtype: torch.dtype) -> None:
-        """The kernels trust their caller; operators can be called by anyone."""
-        if x.ndim != 2 or control_points.ndim != 3 or x.shape[1] != control_points.shape[0]:
-            shapes = f"{tuple(x.shape)} and {tuple(control_points.shape)}"
-            raise ValueError(f"x must be (N, I) and control_points (I, G, O); got {shapes}")
-        if control_points.shape[1] < 2 or not spline_width > 0 or x.device != control_points.device:
-            raise ValueError("triton needs at least 2 control points, a positive spline_width and all on one device")
-        dtypes = (x.dtype, control_points.dtype, dtype)
-        if not set(dtypes) <= set(DTYPES):
-            raise ValueError(f"triton computes in float32, bfloat16 or float16; got {', '.join(map(str, dtypes))}")
-        if interpreted() and torch.bfloat16 in dtypes:
-            raise ValueError("Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there")
-        reason = why_not_on(x.device)
+class Launch:
+    """The kernels, with what their launches for problems of one size have in common. `shape` is (I', G, O')."""
+
+    def __init__(
+        self,
+        tokens: int,
+        shape: tuple[int, int, int],
+        spline_width: float,
+        dtype: torch.dtype,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        if not spline_width > 0:
+            raise ValueError(f"triton needs a positive spline_width; got {spline_width}")
+        reason = why_not_on(device)
         if reason is not None:
             raise ValueError(f"triton cannot be used here: {reason}")
+        self.tokens = tokens
+        self.inputs, self.points, self.outputs = shape
+        self.width, self.inverse_spacing = spline_width, (self.points - 1) / spline_width
+        self.precision, self.device = precision, device
+        on_gpu = device.type == "cuda"
+        capability = torch.cuda.get_device_capability(device) if on_gpu else triton_tiles.OLDEST
+        self.processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 8
+        self.tiles = triton_tiles.tiles(capability, dtype, precision, tokens, shape)
+        self.hats = triton_tiles.launches_of_hats(self.tiles, self.points, self.inputs)
+        self.split_tokens, self.splits = self._split()
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
+    def of(*arguments: Any) -> Launch:
+        """Made once for each size: a step of a small model is over before all this is looked up again."""
+        return Launch(*arguments)
+
+    def _split(self) -> tuple[int, int]:
+        """Into parts of how many tokens, and how many, the sum of the gradient of W is cut."""
+        hats = max(self.hats, key=self._programs)
+        most = max(1, min(16, MOST_PARTIAL_BYTES // (4 * self.inputs * self.points * self.outputs)))
+        seats, block = self.processors * hats.tile.residents, max(one.tile.tokens for one in self.hats)
+        splits = triton_tiles.token_splits(self._programs(hats), self.tokens, block, seats, most)
+        return blocks(self.tokens, splits * block) * block, splits
+
+    def _programs(self, hats: Hats) -> int:
+        return blocks(self.inputs, hats.tile.inputs) * hats.groups * blocks(self.outputs, hats.tile.outputs)
 
     def forward(self, x: Tensor, rises: Tensor, first: Tensor, y: Tensor) -> None:
         tile = self.tiles.forward
-        grid = (blocks(self.tokens, tile.tokens) * blocks(self.outputs, tile.outputs),)
-        self._run("forward_kernel", grid, (x, rises, first, y), GROUP=tile.group, **tile.options())
+        programs = blocks(self.tokens, tile.tokens) * blocks(self.outputs, tile.outputs)
+        sizes = (self.tokens, self.inputs, self.outputs)
+        options = {"PRECISION": self.precision, "GROUP": tile.group, "SPAN": tile.span, **tile.options()}
+        self._run("forward_kernel", (programs,), (x, rises, first, y), sizes, options)
 
     def grad_x(self, grad: Tensor, x: Tensor, rises: Tensor, grad_x: Tensor) -> None:
         tile = self.tiles.grad_x
         grid = (blocks(self.tokens, tile.tokens) * blocks(self.inputs, tile.inputs),)
+        cells = self._cells(x, grid)
+        sizes = (self.tokens, self.inputs, self.outputs)
+        options = {"PRECISION": self.precision, "INTERPRETED": interpreted(), **tile.options()}
+        self._run("grad_x_kernel", grid, (grad, cells, rises, grad_x), sizes, options)
+
+    def _cells(self, x: Tensor, grid: tuple[int]) -> Tensor:
+        """Which cell each input is in, laid out as the tiles of the gradient of x read it."""
+        tile = self.tiles.grad_x
+        pair = torch.uint16 if self.points - 1 <= triton_tiles.BYTE_CELLS else torch.uint32
+        cells = x.new_empty(grid[0] * tile.tokens * tile.inputs // 2, dtype=pair)
         edges = cell_edges(self.points, self.width, x.device)
-        self._run("grad_x_kernel", grid, (grad, x, rises, edges, grad_x), **tile.options())
+        options = {"BLOCK_N": tile.tokens, "BLOCK_I": tile.inputs, "num_warps": 8}
+        self._run("cell_kernel", grid, (x, edges, cells), (self.tokens, self.inputs), options)
+        return cells
 
     def grad_weight(self, grad: Tensor, x: Tensor) -> Tensor:
-        """float32, (I, G, O). The tokens are summed in parts, and these in a fixed order."""
-        tile = self.tiles.grad_weight
-        programs = blocks(self.inputs, tile.inputs) * self.points * blocks(self.outputs, tile.outputs)
-        shape = (self.inputs, self.points, self.outputs)
-        most = max(1, min(16, MOST_PARTIAL_BYTES // (4 * self.inputs * self.points * self.outputs)))
-        splits = triton_tiles.token_splits(programs, self.tokens, tile.tokens, self.processors, most)
-        split_tokens = blocks(self.tokens, splits * tile.tokens) * tile.tokens
-        parts = x.new_empty((splits, *shape), dtype=torch.float32)
-        tensors = (grad, x, parts)
-        self._run("grad_weight_kernel", (programs, splits), tensors, split_tokens=split_tokens, **tile.options())
-        return parts.sum(0) if splits > 1 else parts[0]
+        """float32, (I', G, O'). The tokens are summed in parts, and these in a fixed order."""
+        parts = x.new_empty((self.splits, self.inputs, self.points, self.outputs), dtype=torch.float32)
+        sizes = (self.tokens, self.inputs, self.outputs)
+        for hats in self.hats:
+            groups = {"FIRST": hats.first, "GROUPS": hats.groups, "GROUP": hats.tile.group}
+            options = {"PRECISION": self.precision, **groups, **hats.tile.options(), "split_tokens": self.split_tokens}
+            self._run("grad_weight_kernel", (self._programs(hats), self.splits), (grad, x, parts), sizes, options)
+        return parts.sum(0) if self.splits > 1 else parts[0]
 
-    def _run(self, name: str, grid: tuple[int, ...], tensors: tuple[Tensor, ...], **options: Any) -> None:
-        sizes = (self.tokens, self.inputs, self.outputs, self.inverse_spacing)
+    def _run(
+        self,
+        name: str,
+        grid: tuple[int, ...],
+        tensors: tuple[Tensor, ...],
+        sizes: tuple[int, ...],
+        options: dict[str, Any],
+    ) -> None:
         with torch.cuda.device_of(tensors[0]):
             kernel = getattr(_kernels(), name)[grid]
-            kernel(*tensors, *sizes, CELLS=self.points - 1, PRECISION=self.precision, **options)
+            kernel(*tensors, *sizes, self.inverse_spacing, CELLS=self.points - 1, **options)
 
 
+@functools.cache
 def _kernels() -> ModuleType:
     from backends import triton_kernels  # Triton is optional, and importing it takes a moment
 

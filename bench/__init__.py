@@ -1,1 +1,1 @@
-"""Measurements: what is run by hand, and what they share."""
+"""Benchmarks: scripts that are run by hand; shared/ holds what several of them use."""

@@ -1,6 +1,7 @@
-"""Causal attention on a CPU in float32 and in bfloat16: `python bench/attention.py`. Why model.py takes float32 there.
+"""Time causal attention on a CPU in float32 and in bfloat16: `python bench/attention.py`.
 
-A block's attention alone, as PyTorch computes it, forward and forward+backward; both take turns, medians are compared.
+The result is why attention.py computes in float32 on CPUs. PyTorch's attention is timed alone, forward and
+forward+backward. The two dtypes take turns, and their medians are compared.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -35,13 +35,13 @@ class Options:
     n_head: int = 4
     """Attention heads."""
     block_size: int = 64
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     n_embd: int = 128
     """Width of all heads together."""
     threads: int = 1
     """CPU threads."""
     repeats: int = 31
-    """Rounds in which each runs once; the median is reported."""
+    """Rounds. Each dtype runs once a round, and the median is reported."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_head", "block_size", "n_embd", "threads", "repeats"):
@@ -72,7 +72,7 @@ def ways(compute: Callable[[Tensor], object], tensors: Tensor) -> dict[str, Call
 
 
 def attend(tensors: Tensor) -> Tensor:
-    """tensors: q, k, v and the gradient of the result, each (B, heads, T, head_dim)."""
+    """Attention of the first three of `tensors`: q, k, v and the gradient of the result, (B, heads, T, head_dim)."""
     q, k, v, _ = tensors
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 

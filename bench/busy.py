@@ -1,9 +1,9 @@
-"""What a busy computer costs: `python bench/busy.py` times a training step and a sampled token with one core taken.
+"""Time training and sampling while another process keeps a core busy: `python bench/busy.py`.
 
-The taker is a process that this starts. Each way for threads to wait (a setting of OpenMP's environment) has a process
-of its own, which trains and samples by nanoGPT's CPU recipe; all take turns, in quiet and beside the taker, and medians
-are compared. A turn that further processes disturbed is repeated (known on Linux alone). For another OpenMP runtime,
-put it before the command: `LD_PRELOAD=…/libiomp5.so python bench/busy.py`.
+The script starts that other process itself. It compares settings of how OpenMP's threads wait for each other. Each
+setting gets a process of its own, which trains and samples by nanoGPT's CPU recipe. They take turns, with all cores
+free and with one core busy, and medians are compared. A turn that further processes disturb is repeated (only Linux
+tells). To measure another OpenMP runtime, preload it: `LD_PRELOAD=…/libiomp5.so python bench/busy.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 from common.threads import CHOOSE_NUMBER, CHOOSE_SPIN
@@ -47,7 +46,7 @@ from training.run import open_run
 USAGE = "python bench/busy.py [--key value …]"
 ROOT = Path(__file__).resolve().parents[1]
 OWN = {"libgomp": "GOMP_SPINCOUNT=300000", "libomp": "KMP_BLOCKTIME=200", "libiomp5": "KMP_BLOCKTIME=200"}
-"""What each runtime does of itself."""
+"""The setting that equals each runtime's own default."""
 WORK = {"train": "train.py, a step", "sample": "sample.py, a token"}
 DISTURBING_CORES = 0.1
 CHARACTERS = "".join(map(chr, range(58, 58 + 65)))  # as many as Shakespeare has
@@ -56,17 +55,17 @@ CHARACTERS = "".join(map(chr, range(58, 58 + 65)))  # as many as Shakespeare has
 @dataclass(frozen=True)
 class Options:
     settings: str = ""
-    """Variables to compare, as in "GOMP_SPINCOUNT=100,OMP_WAIT_POLICY=passive"; by default those of the runtime."""
+    """Settings to compare, as in "GOMP_SPINCOUNT=100,OMP_WAIT_POLICY=passive"; by default those the runtime knows."""
     threads: int = 2
-    """CPU threads; one thread is timed as well."""
+    """CPU threads. One thread is timed as well."""
     rounds: int = 5
-    """Turns of each; the median counts."""
+    """Turns of each setting; the median is reported."""
     seconds: float = 0.5
-    """How long a turn lasts at least."""
+    """Minimum length of a turn."""
     attempts: int = 12
-    """How often a turn is begun anew that further processes disturb."""
+    """Maximum number of tries of a turn that is disturbed."""
     work: str = ""
-    """For the processes that this starts: the directory that they work in."""
+    """Set only for the processes that this script starts: their working directory."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 1024 or not 0 < self.seconds < 60:
@@ -79,19 +78,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Way:
-    """So many threads, which wait as an environment variable says; without one as the programs have it."""
+    """A number of threads and the setting of how they wait; an empty setting leaves it to our programs."""
 
     threads: int
     setting: str = ""
 
     def environment(self) -> dict[str, str]:
-        """The environment of a user who has set this variable and no other of its kind."""
+        """The environment of a user who has set this variable and no other one for threads."""
         rest = {name: value for name, value in os.environ.items() if name not in (*CHOOSE_SPIN, *CHOOSE_NUMBER)}
         return {**rest, **dict([self.setting.split("=", 1)] if self.setting else [])}
 
 
+Times = dict[tuple[Way, str, bool], float]
+"""Milliseconds by way, work, and whether a core was busy."""
+
+
 class Worker:
-    """A process that trains or samples in one way, for as long as it is told to."""
+    """A process that trains or samples with one setting, a turn at a time."""
 
     def __init__(self, way: Way, work: Path, seconds: float) -> None:
         command = [sys.executable, __file__, f"--threads={way.threads}", f"--seconds={seconds}", f"--work={work}"]
@@ -100,13 +103,13 @@ class Worker:
         )
 
     def turn(self, what: str) -> float:
-        """Mean milliseconds of `what`, a key of `WORK`, over one turn. UserError if the process has died."""
+        """Mean milliseconds of `what`, a key of `WORK`, over one turn. Raises UserError if the process has died."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             print(what, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise UserError("a process that was timed has ended; what it said is above")
+            raise UserError("a timed process has ended; its messages are above")
         return float(answer)
 
     def end(self) -> None:
@@ -115,14 +118,14 @@ class Worker:
 
 
 class Observer:
-    """Knows what processes besides those of the benchmark do, and has turns repeated that they disturb."""
+    """Watches what processes outside the benchmark use of the CPU, and repeats turns that they disturb."""
 
     def __init__(self, attempts: int) -> None:
         self.attempts = attempts
         self.turns = self.disturbed = 0
 
     def undisturbed(self, worker: Worker, what: str, taker: subprocess.Popen[bytes]) -> float:
-        """Milliseconds by a turn beside which nothing else ran, or by the least disturbed of many."""
+        """Milliseconds of the first turn that nothing disturbs, or else of the least disturbed one."""
         found = []
         for _ in range(self.attempts):
             before, start = self._of_strangers(worker.process.pid, taker.pid), time.perf_counter()
@@ -137,7 +140,7 @@ class Observer:
 
     @staticmethod
     def _of_strangers(*processes: int) -> float:
-        """Seconds of cores that all but these processes have used; NaN where it cannot be told."""
+        """Core-seconds used by all processes except these; NaN if the system does not tell."""
         used = busy_seconds()
         return used if used != used else used - sum(map(Observer._seconds_of, processes))
 
@@ -149,7 +152,7 @@ class Observer:
 
 @contextlib.contextmanager
 def core_taker() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that keeps one core busy, stopped to begin with."""
+    """A process that keeps one core busy. It starts stopped; SIGCONT sets it going."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     process.send_signal(signal.SIGSTOP)
     try:
@@ -177,7 +180,7 @@ def main() -> None:
 
 
 def openmp_runtime() -> str:
-    """The one that computes in this process: a preloaded one is called before PyTorch's own."""
+    """The OpenMP runtime of this process. A preloaded one takes precedence over PyTorch's own."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
@@ -186,17 +189,13 @@ def openmp_runtime() -> str:
 
 
 def ways_to_wait(options: Options, runtime: str) -> list[Way]:
-    """One thread; then all threads, in the runtime's own way, in the others, and as the programs set it."""
+    """One thread; then all threads with the runtime's default, with the other settings, and with our programs' own."""
     own = OWN.get(runtime, OWN["libgomp"])
     name = own.split("=")[0]
     values = ("100", "1000", "2000", "10000") if name == "GOMP_SPINCOUNT" else ("0", "1", "10")
     settings = [setting for setting in options.settings.split(",") if setting]
     settings = settings or [*(f"{name}={value}" for value in values), "OMP_WAIT_POLICY=passive"]
     return [Way(1, own), *(Way(options.threads, setting) for setting in dict.fromkeys((own, *settings, "")))]
-
-
-Times = dict[tuple[Way, str, bool], float]
-"""Milliseconds by the way, the work, and whether a core was taken."""
 
 
 def measure(ways: list[Way], options: Options) -> Times:
@@ -210,11 +209,11 @@ def measure(ways: list[Way], options: Options) -> Times:
             stack.callback(workers[way].end)
         turns = list(product(ways, WORK, (False, True)))
         found: dict[tuple[Way, str, bool], list[float]] = {turn: [] for turn in turns}
-        for way, what, _ in turns:  # start, and warm up
+        for way, what, _ in turns:  # to start and warm up
             workers[way].turn(what)
         shuffle, observer = random.Random(0).shuffle, Observer(options.attempts)
         for _ in range(options.rounds):
-            shuffle(turns)  # so that nobody has a fixed neighbour
+            shuffle(turns)  # or each turn would always follow the same one
             for way, what, busy in turns:
                 if busy:
                     taker.send_signal(signal.SIGCONT)
@@ -236,7 +235,7 @@ def print_table(times: Times, ways: list[Way]) -> None:
 
 
 def answer(options: Options) -> None:
-    """Serve as a worker: for each line of stdin that names some work, do it for a while and print its mean time."""
+    """Serve as a worker: read the name of some work from stdin, do it for one turn, print its mean time, repeat."""
     work = Path(options.work)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(dir=work) as folder:
@@ -252,7 +251,7 @@ def answer(options: Options) -> None:
 
 
 def recipe(data: Path, run: Path, num_threads: int) -> Trainer:
-    """A trainer of the CPU recipe, on other data, that evaluates and saves nothing."""
+    """A trainer with the CPU recipe and the data of this benchmark."""
     changes = {
         "dataset": data,
         "out_dir": run,
@@ -266,12 +265,12 @@ def recipe(data: Path, run: Path, num_threads: int) -> Trainer:
     arguments = [f"--{name}={value}" for name, value in changes.items()]
     opened = open_run([str(ROOT / "configs/shakespeare_char_cpu.toml"), *arguments])
     trainer = Trainer(opened, Dataset.open(data), choose_device(opened.config))
-    trainer.neighbours = Neighbours(num_threads, silent=True)  # it need not be told
+    trainer.neighbours = Neighbours(num_threads, silent=True)  # a warning about the busy core would only disturb
     return trainer
 
 
 def token_of(trainer: Trainer) -> Callable[[], int]:
-    """A function that samples one token, going on where it stopped."""
+    """A function that samples the next token at each call."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens() -> Iterator[int]:
@@ -283,7 +282,7 @@ def token_of(trainer: Trainer) -> Callable[[], int]:
 
 
 def make_dataset(folder: Path) -> None:
-    """Random characters, as many kinds as in Shakespeare: what a step costs does not depend on the text."""
+    """Write random characters, of as many kinds as in Shakespeare. The text does not change what a step costs."""
     tokens = np.random.default_rng(0)
     with DatasetWriter(folder, CharTokenizer(CHARACTERS), "a benchmark") as writer:
         writer.write("train", tokens.integers(0, len(CHARACTERS), 100_000))

@@ -1,11 +1,11 @@
-"""Condition numbers of each variant, of penalty, data and both together: `python bench/conditioning.py --help`.
+"""Compute how well conditioned each variant of the splines is: `python bench/conditioning.py --help`.
 
-Of the Hessian in a spline's G coefficients: of the mean squared error over inputs (data), of the squared second
-differences (penalty, on its range: straight lines are not penalized), and of data and penalty together. A condition
-number is the largest eigenvalue over the smallest; gradient descent needs about as many steps.
+The Hessian is that in a spline's G coefficients. It is taken of the mean squared error over inputs ("data"), of the
+squared second differences ("penalty", without the straight lines, which are not penalised), and of both together. The
+condition number is its largest eigenvalue over its smallest. Gradient descent needs about that many steps.
 
-Weights of the penalty are those of the mean squared second derivative over the grid, its width taken as 2, so that they
-mean the same for every number of control points: 1e-4 smooths what is finer than a tenth of the grid, 1 nearly all.
+The penalty's weight multiplies the mean squared second derivative on a grid of width 2. So it means the same for every
+number of control points: 1e-4 smooths details finer than a tenth of the grid, 1 smooths nearly everything.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -34,7 +33,7 @@ from splines.parametrisation import VARIANTS, basis
 
 USAGE = "python bench/conditioning.py [--grids 8,129 --weights 1e-4,1]"
 Array = npt.NDArray[Any]
-INPUTS = 200_001  # evenly spaced quantiles: an integral, not a sample
+INPUTS = 200_001  # evenly spaced quantiles, so that means are integrals rather than samples
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ class Arguments:
 class Conditions:
     penalty: float
     uniform: float
-    """Of the data, for inputs that are uniform on the grid."""
+    """Data, with inputs that are uniform on the grid."""
     normal: float
-    """For inputs N(0, 1), those outside the grid included."""
+    """Data, with inputs from N(0, 1), including those outside the grid."""
     both: tuple[float, ...]
-    """Of uniform data and the penalty, by the penalty's weight."""
+    """Uniform data and the penalty together, for each weight of the penalty."""
 
 
 @exit_on_user_error
@@ -67,7 +66,7 @@ def main() -> None:
         grids = [int(grid) for grid in arguments.grids.split(",")]
         weights = [float(weight) for weight in arguments.weights.split(",")]
     except ValueError as error:
-        raise UserError(f"grids are integers and weights are numbers, with commas between; {error}") from None
+        raise UserError(f"grids must be integers and weights numbers, separated by commas; {error}") from None
     if min(grids) < 2 or not 0 < arguments.width < math.inf or not all(0 <= w < math.inf for w in weights):
         raise UserError("grids must be at least 2, width above 0 and weights at least 0, all finite")
     both = "".join(f"{f'both, {weight:g}':>14}" for weight in weights)
@@ -95,7 +94,7 @@ def conditions(variant: str, grid: int, width: float = 4.0, weights: Sequence[fl
 
 
 def condition(hessian: Array, null: int = 0) -> float:
-    """The largest over the smallest eigenvalue, `null` zeros left out; infinite where float64 cannot tell it from 0."""
+    """Largest over smallest eigenvalue, leaving out `null` zeros; inf if the smallest is 0 up to rounding."""
     values = np.linalg.eigvalsh(hessian)[null:]
     if not len(values):
         return 1.0
@@ -104,7 +103,7 @@ def condition(hessian: Array, null: int = 0) -> float:
 
 @lru_cache
 def data_hessians(grid: int, width: float) -> tuple[Array, Array]:
-    """E[B B'] of the hat basis B, (G, G): for inputs uniform on the grid, and for N(0, 1)."""
+    """E[B Bᵀ] of the hat basis B, (G, G), for inputs that are uniform on the grid and for N(0, 1)."""
     shares = (np.arange(INPUTS) + 0.5) / INPUTS
     normal = np.array([NormalDist().inv_cdf(share) for share in shares])
     return second_moments(grid, width, (shares - 0.5) * width), second_moments(grid, width, normal)

@@ -1,7 +1,7 @@
-"""What this CPU's core can do: the limits that the kernel is measured against. `python bench/cpu_limits.py`
+"""Measure the limits of a CPU core, to which the C++ kernel is compared: `python bench/cpu_limits.py`.
 
-One thread, the best of several attempts. A layer needs two multiply-adds for each token, input and output, each with
-an operand from memory; so it can take no less time than the loop that does only these.
+One thread runs simple loops, and the best of several attempts counts. A layer needs two multiply-adds for each token,
+input and output, each with an operand from memory. So it cannot be faster than the loop that does nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -27,19 +27,19 @@ from common.errors import UserError, exit_on_user_error
 
 USAGE = "python bench/cpu_limits.py [--key value …]"
 SOURCE = Path(__file__).with_suffix(".cpp")
-ATTEMPTS = 7  # the best counts
+ATTEMPTS = 7
 
 
 @dataclass(frozen=True)
 class Options:
     tokens: int = 4096
-    """Tokens N of the layer whose least times are derived."""
+    """Tokens N of the layer whose minimum times are derived."""
     width: int = 384
-    """Its width I = O."""
+    """Width I = O of that layer."""
     threads: int = 2
-    """Its threads, each with a core of its own."""
+    """Threads of that layer, each on its own core."""
     millions: int = 500
-    """Vector operations of an attempt, in millions."""
+    """Millions of vector operations per attempt."""
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.width, self.threads, self.millions) < 1:
@@ -49,8 +49,8 @@ class Options:
 @dataclass(frozen=True)
 class Limit:
     what: str
-    function: str  # of cpu_limits.cpp
-    kib: int = 0  # of memory that it goes through
+    function: str  # in cpu_limits.cpp
+    kib: int = 0  # size of the memory that the loop goes through
 
 
 REGISTERS = Limit("multiply-adds of registers", "registers")
@@ -72,7 +72,7 @@ def main() -> None:
         if hasattr(library, limit.function):
             rates[limit] = billions_a_second(library, limit, options.millions)
         print(f"{limit.what:<58}{rates[limit]:6.2f}" if limit in rates else f"{limit.what:<58}  none", flush=True)
-    print(f"least time of a forward, {options.tokens} tokens x {options.width}, {options.threads} threads; ms")
+    print(f"minimum time of a forward pass, {options.tokens} tokens x {options.width}, {options.threads} threads; ms")
     pairs = options.tokens * options.width**2 / lanes  # vectors of outputs, each the sum of two products
     billions = {name: count / 1e9 / options.threads for name, count in (("float32", 2 * pairs), ("bfloat16", pairs))}
     for limit, dtype in ((FROM_L1, "float32"), (DOTS, "bfloat16")):
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def build(folder: Path) -> ctypes.CDLL:
-    """The library of cpu_limits.cpp, with the flags of the kernel."""
+    """Compile cpu_limits.cpp with the kernel's flags and load it. Raises UserError if that fails."""
     try:
         compiler, instructions = native_build.find_compiler(), native_build.find_instructions()
     except native_build.NativeUnavailable as reason:

@@ -1,7 +1,7 @@
-"""Race whole models: `python bench/gpt.py bench/races/NAME.toml`. Loss against steps and time, over seeds, tuned alike.
+"""Race whole models to the lowest validation loss: `python bench/gpt.py bench/races/NAME.toml`.
 
-Every contestant is tuned over the same values on a seed of its own, then runs on the others. All train in turns in one
-process, on the same batches, and are evaluated on the whole validation split.
+Every contestant is tuned over the same values on one seed, and then trains on the race's other seeds. All train in
+turns in one process, on the same batches, and are evaluated on the whole validation split.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -19,7 +19,7 @@ import torch
 
 from bench.shared import nanogpt
 from bench.shared.machine import machine_name
-from bench.shared.outputs import check_outputs
+from bench.shared.output_files import check_output_files
 from bench.shared.peer_blocks import register
 from bench.shared.peers import load_peers
 from bench.shared.race import Curve, Options, Race, Summary, run_side_by_side, summarize
@@ -30,28 +30,29 @@ from common.files import write_atomically
 from pictures.run_pictures import save_picture
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
+Trials = list[tuple[Options, list[Curve]]]
 
 
 @dataclass(frozen=True)
 class Arguments:
     race: PathText
-    """A file of bench/races."""
+    """A race: a file like those in bench/races."""
     equal: str = "steps"
-    """What all have the same of: steps, or time (the slower do fewer steps, and end their schedule there)."""
+    """The budget that is equal for all: steps, or time (slower contestants get fewer steps, and a fitting schedule)."""
     max_iters: int = 0
-    """Steps; 0 leaves those of the race."""
+    """Steps; 0 for as many as the race says."""
     num_seeds: int = 0
-    """How many of the race's seeds to run; 0 for all."""
+    """Number of seeds to run; 0 for all of the race."""
     only: str = ""
-    """Contestants to run, with semicolons between; the first is then the rival of the others. By default all."""
+    """Contestants to run, separated by semicolons; the others are compared with the first. By default all."""
     tune: bool = True
-    """Whether to tune first; otherwise all run with the options that the race gives them."""
+    """Tune first; if False, all train with the options that the race gives them."""
     threads: int = 2
     """CPU threads."""
     peers: str = ""
-    """Checkouts of others' layers that the race names, NAME=PATH,NAME=PATH; without one its layer takes no part."""
+    """Checkouts of other projects' layers, NAME=PATH,NAME=PATH; a layer without a checkout does not take part."""
     nanogpt: PathText = ""
-    """A prepared checkout of nanoGPT, whose own train.py runs by its CPU recipe, with each seed, before the others."""
+    """A checkout of nanoGPT with prepared data; its own train.py then trains by its CPU recipe on each seed."""
     output: PathText = ""
     """A JSON file for the results."""
     plot: PathText = ""
@@ -62,7 +63,7 @@ class Arguments:
             raise ValueError(f"equal must be steps or time; got {self.equal!r}")
         if min(self.max_iters, self.num_seeds) < 0 or not 1 <= self.threads <= 1024:
             raise ValueError("max_iters and num_seeds must not be negative, and threads from 1 to 1024")
-        check_outputs(self.output, self.plot)
+        check_output_files(self.output, self.plot)
         if self.nanogpt:
             nanogpt.check_checkout(Path(self.nanogpt))
 
@@ -75,12 +76,12 @@ def main() -> None:
     race = Race.read(Path(arguments.race)).among(arguments.only).shortened(arguments.num_seeds, arguments.tune)
     race, missing = race.without_missing_peers()
     for name in missing:
-        print(f"{name} takes no part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
+        print(f"{name} does not take part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
     more: Options = {
         "num_threads": arguments.threads,
         **({"max_iters": arguments.max_iters} if arguments.max_iters else {}),
     }
-    for name in race.contestants:  # mistakes before work
+    for name in race.contestants:  # find mistakes before hours of work
         race.configure(name, race.seeds[0], more)
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {arguments.threads} threads", flush=True)
     tuned, trials = tune(race, more)
@@ -103,11 +104,8 @@ def main() -> None:
     print_table(summaries, rival, arguments.equal)
 
 
-Trials = list[tuple[Options, list[Curve]]]
-
-
 def tune(race: Race, more: Options) -> tuple[dict[str, Options], Trials]:
-    """For each contestant the options with the lowest final loss on the tuning seed, and all that was tried."""
+    """The options with the lowest final loss on the tuning seed, for each contestant; and all trials."""
     if not race.search:
         return {name: dict(more) for name in race.contestants}, []
     trials: Trials = []
@@ -125,7 +123,7 @@ def tune(race: Race, more: Options) -> tuple[dict[str, Options], Trials]:
 
 
 def with_equal_time(race: Race, tuned: dict[str, Options], trials: Trials) -> dict[str, Options]:
-    """The rival keeps its steps; the others get as many as fit in its time, by the speeds seen while tuning."""
+    """Give the others as many steps as fit in the time of the first, by their speeds in the last trial."""
     rival = next(iter(race.contestants))
     if trials:
         curves = {c.contestant: c for c in trials[-1][1]}
@@ -164,7 +162,7 @@ def keep(
     curves: list[Curve],
     summaries: list[Summary],
 ) -> None:
-    """Write the record and the picture, after every seed: a race that is stopped has the seeds that were done."""
+    """Write the record and the picture. Called after every seed, so that a stopped race keeps its finished seeds."""
     record = {
         "machine": machine_name("cpu"),
         "torch": torch.__version__,

@@ -1,6 +1,7 @@
-"""Large grids: final validation loss by method, number of control points and seed: `python bench/grids.py --help`.
+"""Compare ways to train large grids: `python bench/grids.py --help`.
 
-Runs are recorded one by one in --output and not repeated when the command is given again.
+The result is the final validation loss by method, number of control points and seed. Each run is recorded in --output
+as it ends. A command that is given again repeats none of the recorded runs.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
 import torch
 
 from bench.shared.machine import machine_name
-from bench.shared.outputs import check_outputs
+from bench.shared.output_files import check_output_files
 from bench.shared.race import run_side_by_side
 from bench.shared.race_plot import COLORS, DASHES, STYLE, draw_band, label_ends, style_axes
 from common.command_line import OptionParser, PathText
@@ -37,41 +37,42 @@ if TYPE_CHECKING:
 USAGE = (
     "python bench/grids.py [--grids 5,64 --methods plain,balanced --seeds 1 --more 'max_iters=600' --output FILE.json]"
 )
-SHOWN = 0.75  # of the way from the lowest of the last losses to the highest of the first
+SHOWN = 0.75  # the share of the losses' range, from the lowest up, that the picture shows
 RECIPE = "configs/shakespeare_char_cpu.toml"
 COMMON: dict[str, Any] = {"architecture": "modern", "ffn": "splines", "spline_width": 4.0}
 COMMON |= {"compile": False, "splines": False, "sample_tokens": 0}
-# Coarse to fine: through which grids, of nested knots, to get to the one named; each for an equal share of the steps.
+# For the method "refine": the grids on the way to the one named. The knots of each are among those of the next. Each
+# trains for an equal share of the steps.
 NESTED = {5: [5], 8: [8], 9: [5, 9], 16: [6, 16], 17: [5, 9, 17], 22: [8, 22], 33: [5, 9, 17, 33], 64: [8, 22, 64]}
 NESTED |= {65: [5, 9, 17, 33, 65]}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train one model for each method, grid and seed; everything else as in configs/shakespeare_char_cpu.toml."""
+    """Train one model for each method, grid and seed, by the recipe of configs/shakespeare_char_cpu.toml."""
 
     grids: str = "5,8,16,32,64"
     """Numbers of control points."""
     methods: str = "plain"
-    """plain (B-spline), a variant, penalty:WEIGHT, refine, and combinations with +: refine+balanced."""
+    """plain (B-spline), the name of a variant, penalty:WEIGHT, refine, or several as in refine+balanced."""
     seeds: str = "1,2,3"
-    """Seeds of parameters and batches."""
+    """Seeds for parameters and batches."""
     more: str = ""
-    """More options of train.py for all runs: 'optimizer=muon max_iters=600'."""
+    """Further options of train.py for all runs, as in 'optimizer=muon max_iters=600'."""
     threads: int = 1
     """CPU threads."""
     output: PathText = "grids.json"
-    """Where results are kept; runs that are there are not repeated."""
+    """A JSON file for the results. Runs that it holds already are not repeated."""
     plot: PathText = ""
     """A picture of these runs (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
-        check_outputs(self.output, self.plot)
+        check_output_files(self.output, self.plot)
 
 
 @dataclass
 class Entry:
-    """One run."""
+    """One run and its result."""
 
     method: str
     grid: int
@@ -96,7 +97,7 @@ def main() -> None:
     entries = read_entries(path)
     done = {entry.key for entry in entries}
     wanted = list(runs(arguments))
-    configs = [configure(entry, arguments.threads) for entry in wanted]  # mistakes before work
+    configs = [configure(entry, arguments.threads) for entry in wanted]  # find mistakes before hours of work
     for entry, config in zip(wanted, configs, strict=True):
         if entry.key in done:
             continue
@@ -121,7 +122,7 @@ def runs(arguments: Arguments) -> Iterator[Entry]:
         grids = [int(grid) for grid in arguments.grids.split(",")]
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
     except ValueError as error:
-        raise UserError(f"grids and seeds are integers with commas between; {error}") from None
+        raise UserError(f"grids and seeds must be integers separated by commas; {error}") from None
     for seed in seeds:
         for grid in grids:
             for method in arguments.methods.split(","):
@@ -132,7 +133,7 @@ def configure(entry: Entry, threads: int) -> Config:
     options: dict[str, Any] = {**COMMON, "num_threads": threads, "seed": entry.seed, "num_control_points": entry.grid}
     more = [option.partition("=") for option in entry.more.split()]
     if not all(equals for _, equals, _ in more):
-        raise UserError(f"more is a list of NAME=VALUE with spaces between; got {entry.more!r}")
+        raise UserError(f"more must be NAME=VALUE, separated by spaces; got {entry.more!r}")
     options |= {name: value for name, _, value in more}
     for part in entry.method.split("+"):
         name, _, value = part.partition(":")
@@ -148,7 +149,7 @@ def configure(entry: Entry, threads: int) -> Config:
 
 def coarse_to_fine(grid: int, steps: int) -> dict[str, Any]:
     if grid not in NESTED:
-        raise UserError(f"refine has no nested grids to {grid}; use {', '.join(map(str, NESTED))}")
+        raise UserError(f"refine knows no nested grids that lead to {grid}; use {', '.join(map(str, NESTED))}")
     stages = NESTED[grid]
     starts = [steps * k // len(stages) for k in range(len(stages))]
     refine = ",".join(f"{points}@{start}" for points, start in zip(stages, starts, strict=True))
@@ -176,7 +177,7 @@ def write_entries(path: Path, entries: list[Entry], threads: int) -> None:
 
 
 def print_table(entries: list[Entry]) -> None:
-    """Methods down, grids across: mean over seeds ± standard deviation."""
+    """Print a row for each method and a column for each grid: mean over seeds ± standard deviation."""
     grids = sorted({entry.grid for entry in entries})
     print(f"{'':32}" + "".join(f"{f'G={grid}':>17}" for grid in grids))
     for method in dict.fromkeys(entry.method for entry in entries):
@@ -190,7 +191,7 @@ def print_table(entries: list[Entry]) -> None:
 
 @matplotlib_defaults()
 def draw_grids(entries: Sequence[Entry], where: str) -> Figure:
-    """Lines are means over seeds, bands go from the lowest to the highest."""
+    """Draw means over seeds as lines, and bands from the lowest to the highest seed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 

@@ -1,8 +1,8 @@
 """Time the spline layer beside the MLP of equal parameters and the KAN layers of others: `python bench/layer.py`.
 
-All contestants take turns in one process, so that a machine that slows down slows all of them; medians are compared.
-What each achieves is set against what this machine's arithmetic and memory can be seen to manage. `--device cuda` has
-defaults for a GPU, and measures the memory that training needs as well.
+All contestants take turns in one process, so that a machine that slows down slows all of them. Their medians are
+compared with each other, and with the peaks of arithmetic and memory that are measured on this machine. `--device cuda`
+has defaults for a GPU, and also measures the memory that training needs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -26,7 +26,7 @@ from bench.shared.case import DTYPES, Case
 from bench.shared.contestants import Contestant, line_up, require_rivals
 from bench.shared.layer_plot import HOW_TO_READ, draw_times, panels
 from bench.shared.machine import Peaks, cpu_name, gpu_record, machine_name, measure_peaks
-from bench.shared.outputs import check_outputs
+from bench.shared.output_files import check_output_files
 from bench.shared.peers import load_peers
 from bench.shared.result import Measurement, Result, header
 from bench.shared.timing import Passes, take_turns
@@ -36,8 +36,8 @@ from common.files import write_atomically
 from pictures.run_pictures import save_picture
 
 USAGE = "python bench/layer.py [--key value …]"
-LARGEST = 2**31 - 1  # of the numbers that make a shape
-DEFAULT = "default"  # stands for what the device has in DEFAULTS
+MAX_SIZE = 2**31 - 1  # of any dimension
+DEFAULT = "default"  # stands for the value that DEFAULTS has for the device
 DEFAULTS: dict[str, dict[str, str | bool]] = {
     "cpu": {
         "tokens": "768,4096",
@@ -71,18 +71,18 @@ class Options:
     """float32, bfloat16 or both, comma-separated; bfloat16 is autocast around float32 weights, as in training. By
     default float32; with cuda bfloat16."""
     impls: str = DEFAULT
-    """Backends to time, comma-separated; all for every one. What cannot run here is skipped. By default
+    """Backends to time, comma-separated, or all. Those that cannot run here are skipped. By default
     native,dense,embedding_bag,csr; with cuda triton,chunked,semi_structured,dense,csr."""
     peers: str = "kanditioned"
-    """Layers of others to time, comma-separated NAME=PATH of a checkout; kanditioned alone means the one installed."""
+    """Other projects' layers to time, comma-separated NAME=PATH of a checkout; a name alone means the installed one."""
     compiled: Literal["default"] | bool = "default"
-    """Time each contestant compiled as well. By default False; with cuda True."""
+    """Also time each contestant compiled. By default False; with cuda True."""
     device: str = "cpu"
     """cpu or cuda."""
     threads: int = 2
     """CPU threads."""
     repeats: int = 9
-    """Rounds in which each contestant runs once; the median is reported. Slow contestants get three."""
+    """Rounds in which each contestant runs once; the median is reported. Slow contestants run in three only."""
     output: PathText = ""
     """A JSON file for the results."""
     plot: PathText = ""
@@ -99,7 +99,7 @@ class Options:
         for impl in self.impl_list():
             if impl not in backends.IMPLS:
                 raise ValueError(f"impls must be all, or some of {', '.join(backends.IMPLS)}; got {impl!r}")
-        check_outputs(self.output, self.plot)
+        check_output_files(self.output, self.plot)
         cases = self.cases()
         if self.plot and not panels(cases):
             raise ValueError("a plot needs two grids, or one width with two numbers of tokens")
@@ -123,7 +123,7 @@ class Options:
         return list(backends.BACKENDS) if self.impls == "all" else words(self.impls)
 
     def record(self) -> dict[str, object]:
-        """For others to read: without the paths of this machine."""
+        """The options without the paths of this machine, for the record."""
         options = asdict(self)
         del options["output"], options["plot"]
         return {**options, "peers": ",".join(part.partition("=")[0] for part in words(self.peers))}
@@ -168,7 +168,7 @@ def main() -> None:
 def time_case(
     passes: Passes, contestants: Sequence[Contestant], peaks: Peaks, repeats: int
 ) -> tuple[list[Result], dict[str, str]]:
-    """The results, and why one has none that could run before the others were there: they share the memory."""
+    """The results, and why a contestant failed when timed beside the others (they share the memory)."""
     failed: dict[str, str] = {}
     forward, training = (
         take_turns(
@@ -197,14 +197,14 @@ def time_case(
 
 
 class Skipped:
-    """What was not timed, and why; each reason is printed once."""
+    """Collects what is not timed and why. Prints each reason once."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, object]] = []
         self._said: set[tuple[str, str]] = set()
 
     def add(self, name: str, reason: str, case: Case | None = None) -> None:
-        """`case`: the only one concerned; without it all are."""
+        """Note that contestant `name` is skipped in `case`, or in all cases if that is None."""
         self.records.append({**(asdict(case) if case else {}), "contestant": name, "reason": reason})
         if (name, reason) not in self._said:
             print(f"  {name} skipped: {reason}")
@@ -237,8 +237,8 @@ def integers(name: str, text: str, at_least: int) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{name} must be whole numbers like 5,8,16; got {text!r}") from None
-    if min(numbers) < at_least or max(numbers) > LARGEST:
-        raise ValueError(f"{name} must be from {at_least} to {LARGEST:,}; got {text!r}")
+    if min(numbers) < at_least or max(numbers) > MAX_SIZE:
+        raise ValueError(f"{name} must be from {at_least} to {MAX_SIZE:,}; got {text!r}")
     return numbers
 
 

@@ -1,7 +1,7 @@
-"""Does a run's memory stay flat? `python bench/memory.py` trains on more tokens than the process may keep in memory.
+"""Check that a run's memory stays flat: `python bench/memory.py` trains on more tokens than fit in its memory.
 
-The run and the page cache of what it reads share a memory limit (a control group, which needs root; without one the
-run is not limited, and that is said). Its resident memory after an early and after the last step is compared.
+The run and the page cache of its files share a memory limit. The limit is a control group, which needs root; without
+root the run is not limited, and the output says so. Resident memory is compared after an early and after a late step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bench.shared.machine import machine_name
-from bench.shared.victim import Victim
+from bench.shared.train_processes import TrainProcesses
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
 from corpus.tokenizer import CharTokenizer
@@ -40,13 +40,13 @@ class Options:
     data_mb: int = 1024
     """Size of the token file."""
     limit_mb: int = 768
-    """Memory for the process and the page cache of its files together."""
+    """Memory limit for the process together with the page cache of its files."""
     first: int = 500
-    """Memory is first taken at this step,"""
+    """The step after which memory is measured first."""
     last: int = 5000
-    """and then at this one."""
+    """The step after which it is measured again."""
     splines: bool = True
-    """Record and draw the splines, as a run does by default."""
+    """Record and draw the splines, which is a run's default."""
 
     def __post_init__(self) -> None:
         if not 0 < self.first < self.last or self.first % 100 or self.last % 100:
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def train(options: Options, data: Path, folder: Path, join: str) -> tuple[int, int]:
-    """Resident memory, in kB, after the steps `first` and `last`."""
+    """Train, and return the resident memory in kB after the steps `first` and `last`."""
     values = {
         "dataset": data,
         "out_dir": folder / "run",
@@ -95,11 +95,11 @@ def train(options: Options, data: Path, folder: Path, join: str) -> tuple[int, i
             Path(join).write_text(str(os.getpid()))
 
     found = []
-    with Victim([f"--{key}={value}" for key, value in values.items()], folder / "log", preexec_fn=enter) as victim:
+    with TrainProcesses([f"--{key}={value}" for key, value in values.items()], folder / "log", preexec_fn=enter) as run:
         for step in (options.first, options.last):
-            if not victim.wait_for(lambda step=step: f"\nstep {step}/" in victim.said(), 3600):  # type: ignore[misc]
-                raise UserError(f"the run did not reach step {step}: {victim.said()[-500:]}")
-            status = Path(f"/proc/{victim.processes[0].pid}/status").read_text()
+            if not run.wait_for(lambda step=step: f"\nstep {step}/" in run.said(), 3600):  # type: ignore[misc]
+                raise UserError(f"the run did not reach step {step}: {run.said()[-500:]}")
+            status = Path(f"/proc/{run.processes[0].pid}/status").read_text()
             match = re.search(r"VmRSS:\s+(\d+) kB", status)
             assert match is not None
             found.append(int(match[1]))
@@ -107,7 +107,7 @@ def train(options: Options, data: Path, folder: Path, join: str) -> tuple[int, i
 
 
 def make_dataset(folder: Path, size: int) -> Path:
-    """Random tokens, two bytes each."""
+    """Write a dataset of `size` bytes of random tokens, two bytes each."""
     random = np.random.default_rng(0)
     with DatasetWriter(folder, CharTokenizer(CHARACTERS), "a memory test", shard_tokens=size) as writer:
         for start in range(0, size // 2, PIECE_TOKENS):
@@ -118,7 +118,7 @@ def make_dataset(folder: Path, size: int) -> Path:
 
 @contextlib.contextmanager
 def memory_limit(size: int) -> Iterator[tuple[str, str]]:
-    """A control group: the file to write a process's id to in order to join it (empty for none), and what it means."""
+    """Make a control group. Gives the file where a process writes its id to join ("": none), and a phrase to print."""
     for group, limit in ((GROUPS / "memory", "memory.limit_in_bytes"), (GROUPS, "memory.max")):
         folder = group / f"splinegpt_memory_{os.getpid()}"
         try:

@@ -1,7 +1,7 @@
-"""The ways of looking up control points that one could try in plain PyTorch, timed side by side.
+"""Time alternative ways to look up control points in plain PyTorch: `python bench/options.py`.
 
-`python bench/options.py`: each line sets what a backend does beside what it could do instead, by the medians of runs
-that take turns. Both must give the same result, and the same gradients, before they are timed.
+Each line compares what a backend does with what it could do instead, by the medians of runs that take turns. Before
+the two are timed, they must give the same result and the same gradients.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -29,8 +29,8 @@ from common.errors import exit_on_user_error
 
 USAGE = "python bench/options.py [--key value …]"
 SPLINE_WIDTH = 4.0
-# glibc returns freed blocks to the system until it has seen one so large freed; before, the times of one and the same
-# function differed threefold by what had run earlier.
+# glibc returns freed blocks to the system until a block this large has been freed. Without that, the time of one and
+# the same function differed threefold, depending on what had run before.
 KEPT_BYTES = 31 * 2**20
 RTOL, ATOL = 1e-4, 1e-3  # sums in float32 over all tokens or features, each in its own order
 
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Way:
-    """A function of x (N, I) and the table of all control points (I·G, O), and the x that it is given."""
+    """A function of x (N, I) and the table of all control points (I·G, O), with the x to call it on."""
 
     name: str
     compute: Callable[[Tensor, Tensor], Tensor]
@@ -78,7 +78,7 @@ class Pair:
     other: Way
     trains: bool = True
     needs: str = "embedding_bag"
-    """The backend that must be able to run here; the gathers ask for as much memory as `embedding`."""
+    """The backend without which the pair is skipped. The gathers need as much memory as `embedding`."""
 
 
 def pairs(x: Tensor, grid: int) -> list[Pair]:
@@ -104,13 +104,13 @@ def pairs(x: Tensor, grid: int) -> list[Pair]:
 
 
 def position(grid: int, find: Callable[..., tuple[Tensor, Tensor]], x: Tensor, table: Tensor) -> Tensor:
-    """In knot units: two ways may differ in the cell of an input that is on a knot, but not in this."""
+    """Positions of x in knot units. At a knot two ways may choose different cells, but must give the same position."""
     cell, t = find(x, grid, SPLINE_WIDTH)
     return cell + t
 
 
 def bucketize(dtype: torch.dtype, x: Tensor, grid: int, spline_width: float) -> tuple[Tensor, Tensor]:
-    """As `locate`, but by searching the knots."""
+    """Do the same as `locate`, but by a search among the knots."""
     knots = torch.linspace(-spline_width / 2, spline_width / 2, grid, dtype=dtype)
     wide = x.to(dtype)
     cell = (torch.bucketize(wide, knots, right=True) - 1).clamp_(0, grid - 2)
@@ -118,7 +118,7 @@ def bucketize(dtype: torch.dtype, x: Tensor, grid: int, spline_width: float) -> 
 
 
 def bags(grid: int, join: Callable[[Tensor, Tensor], Tensor], sparse: bool, x: Tensor, table: Tensor) -> Tensor:
-    """The backend `embedding_bag`, with the lower and the upper rows of a token joined in some order."""
+    """Compute as the backend `embedding_bag`, with `join` to put the lower and upper rows of a token in order."""
     cell, t = locate(x, grid, SPLINE_WIDTH)
     row = flat_rows(cell, grid)
     return F.embedding_bag(join(row, row + 1), table, per_sample_weights=join(1 - t, t), mode="sum", sparse=sparse)
@@ -129,7 +129,7 @@ def stack(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def sorted_bags(grid: int, x: Tensor, table: Tensor) -> Tensor:
-    """Tokens that are neighbours share the control points of the first feature, at least."""
+    """Sort the tokens by the cell of their first feature, so that neighbours share at least its control points."""
     cell, _ = locate(x[:, 0], grid, SPLINE_WIDTH)
     order = cell.argsort()
     y = bags(grid, interleave, False, x.index_select(0, order), table)
@@ -137,7 +137,7 @@ def sorted_bags(grid: int, x: Tensor, table: Tensor) -> Tensor:
 
 
 def one_gather(grid: int, x: Tensor, table: Tensor) -> Tensor:
-    """Of rows twice as long, from a view in which each row goes on into the next."""
+    """Gather both rows at once, from a view of the table whose rows overlap."""
     rows, outputs = table.shape
     cell, t = locate(x, grid, SPLINE_WIDTH)
     overlapping = table.as_strided((rows - 1, 2 * outputs), (outputs, 1))

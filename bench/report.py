@@ -1,7 +1,7 @@
-"""What looking at a run costs: `python bench/report.py RUN` times recording, drawing and the report, and its page.
+"""Time how a run's splines are recorded, drawn and shown in its report: `python bench/report.py RUN`.
 
-RUN is a run of train.py with splines (and its data, still prepared). --picture FILE also takes the portrait of the
-page's explorer, --model-picture FILE that of its live model.
+RUN is the directory of a run with splines. Its dataset must still be there. --picture FILE also takes a picture of the
+page's explorer, --model-picture FILE one of its live model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -83,13 +83,13 @@ class Options:
     run: tyro.conf.Positional[Path]
     """The run's directory."""
     repeats: int = 5
-    """How often to time each; the median counts."""
+    """Repetitions, of which the median is reported."""
     threads: int = 1
     """CPU threads."""
     picture: Path | None = None
-    """Where to write a picture of the page's explorer (.png)."""
+    """A file for a picture of the page's explorer (.png)."""
     model_picture: Path | None = None
-    """Where to write a picture of the page's live model (.png)."""
+    """A file for a picture of the page's live model (.png)."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.threads < 1:
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def time_recording(options: Options) -> float:
-    """Seconds that a checkpoint takes longer for the splines: to run text through the model, measure and write."""
+    """Seconds that recording the splines adds to a checkpoint: run text through the model, measure and write."""
     checkpoint = load_checkpoint(options.run)
     dataset = Dataset.open(ensure_prepared(checkpoint.config.dataset), verify=False)
     config = replace(checkpoint.config, wandb="disabled", splines=True)
@@ -126,7 +126,7 @@ def time_recording(options: Options) -> float:
         tracker = Tracker(config, Path(folder), None)
         watch = SplineWatch(Path(folder), config, dataset.tokens("val"), tracker)
         if watch.record(checkpoint.model, 1) is None:
-            raise UserError(f"{options.run} has no splines to look at")
+            raise UserError(f"{options.run} has no splines")
         return median(lambda: watch.record(checkpoint.model, 1), options.repeats)
 
 

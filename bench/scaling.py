@@ -1,7 +1,8 @@
-"""What several processes gain: `python bench/scaling.py` measures two here, with `--estimate True` it calculates GPUs.
+"""Compare the speed of one training process and of several: `python bench/scaling.py`.
 
-Measured are tokens per second of `train.py` with one process of one thread and with two, in turns: the same run, with
-the same global batch. The estimate is arithmetic on data sheets and assumptions, all printed; none of it is measured.
+The script trains the same run, with the same global batch, by one process of one thread and by two, in turns. It
+compares tokens per second. With `--estimate True` it measures nothing. Then it calculates the speed of GPUs from data
+sheets and assumptions, which it prints.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
 import torch
 
 from bench.shared.machine import machine_name
-from bench.shared.victim import Victim
+from bench.shared.train_processes import TrainProcesses
 from common.command_line import OptionParser, PathText
 from common.errors import UserError, exit_on_user_error
 from corpus.dataset import Dataset, ensure_prepared
@@ -29,10 +30,10 @@ from training.config import parse
 
 USAGE = "python bench/scaling.py [--key value …]"
 ROOT = Path(__file__).resolve().parents[1]
-# Per H100 SXM: dense bfloat16 peak and NVLink of one direction; a network card of 400 Gbit/s for each GPU of eight.
+# Per H100 SXM: dense bfloat16 peak, NVLink in one direction, and a network card of 400 Gbit/s for each of eight GPUs.
 PEAK_FLOPS, NVLINK, NETWORK = 989e12, 450e9, 8 * 50e9
 SLOW_NETWORK = 100e9 / 8  # one card of 100 Gbit/s for all eight GPUs
-ASSUMED_MFU, ASSUMED_EFFICIENCY = 0.4, 0.8  # of the peaks above, what training and collectives reach
+ASSUMED_MFU, ASSUMED_EFFICIENCY = 0.4, 0.8  # the shares of these peaks that training and collectives reach
 GPUS_PER_MACHINE = 8
 
 
@@ -43,9 +44,9 @@ class Options:
     config: PathText = "configs/shakespeare_char_cpu.toml"
     """The recipe to measure."""
     accumulation: int = 2
-    """gradient_accumulation_steps: passes of a step, which the processes share."""
+    """Micro-batches per step (gradient_accumulation_steps), which the processes share."""
     processes: int = 2
-    """How many processes, of one thread each, are compared with one."""
+    """Number of processes, of one thread each, to compare with a single one."""
     steps: int = 200
     """Steps of each run."""
     repeats: int = 3
@@ -82,7 +83,7 @@ def measure(options: Options) -> None:
 
 
 def tokens_per_second(options: Options, processes: int, folder: Path) -> float:
-    """The median over a run's log intervals but the first, which holds the start."""
+    """Train, and return the median over the log intervals except the first, which includes the start."""
     arguments = [
         options.config,
         f"--out_dir={folder / 'run'}",
@@ -98,16 +99,16 @@ def tokens_per_second(options: Options, processes: int, folder: Path) -> float:
         "--report=off",
         "--sample_tokens=0",
     ]
-    with Victim(arguments, folder / "log", processes) as run:
+    with TrainProcesses(arguments, folder / "log", processes) as run:
         if any(run.wait(3600)):
-            raise UserError(f"a run did not end well: {run.said()[-500:]}")
+            raise UserError(f"a run failed: {run.said()[-500:]}")
     lines = (folder / "run/metrics.jsonl").read_text().splitlines()
     return statistics.median([json.loads(line)["tokens_per_second"] for line in lines][1:])
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, and the tokens that one GPU takes in one pass."""
+    """A model, and the number of tokens that one GPU processes in one pass."""
 
     name: str
     parameters: int
@@ -120,12 +121,12 @@ class Recipe:
 
 def estimate() -> None:
     print(
-        f"""ESTIMATE, not measured: what share of a step is communication, if none is hidden behind computing, and in
-brackets what is left of it if as much as possible is hidden (DDP: behind the last backward pass, FSDP2: behind all).
-Assumed: H100 SXM, of whose {PEAK_FLOPS / 1e12:.0f} TFLOP/s {ASSUMED_MFU:.0%} are reached; NVLink of \
-{NVLINK / 1e9:.0f} GB/s, a network of {NETWORK / 1e9:.0f} GB/s
-(slow: {SLOW_NETWORK / 1e9:.1f}) for each {GPUS_PER_MACHINE} GPUs, of which {ASSUMED_EFFICIENCY:.0%} are reached; \
-ring algorithms; gradients travel in float32."""
+        f"""ESTIMATE, not measured: the share of communication in a step if nothing is hidden behind computing, and in
+brackets if as much as possible is hidden (DDP: behind the last backward pass, FSDP2: behind all computing).
+Assumptions: H100 SXM that reaches {ASSUMED_MFU:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s; NVLink of \
+{NVLINK / 1e9:.0f} GB/s and a network of {NETWORK / 1e9:.0f} GB/s per GPU
+(slow: {SLOW_NETWORK / 1e9:.1f}), of which {ASSUMED_EFFICIENCY:.0%} are reached; {GPUS_PER_MACHINE} GPUs per machine; \
+ring algorithms; gradients are sent in float32."""
     )
     large = GPTConfig(n_layer=24, n_head=16, n_embd=2048, block_size=2048, vocab_size=50304, num_control_points=8)
     small = parse([str(ROOT / "configs/gpt2_124m.toml")])[0]
@@ -148,7 +149,7 @@ def recipe(name: str, config: GPTConfig, batch_size: int) -> Recipe:
 
 
 def share(recipe: Recipe, passes: int, how: str, gpus: int, slow: bool) -> tuple[float, float]:
-    """Of communication in a step, with nothing hidden and with as much hidden as fits."""
+    """The share of communication in a step: with nothing hidden behind computing, and with as much as fits."""
     bandwidth = ASSUMED_EFFICIENCY * (NVLINK if gpus <= GPUS_PER_MACHINE else SLOW_NETWORK if slow else NETWORK)
     ring = (gpus - 1) / gpus
     gradients = 2 * 4 * recipe.parameters * ring  # all-reduce in float32: reduce-scatter and all-gather

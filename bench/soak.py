@@ -1,9 +1,8 @@
-"""Kill a training run again and again, and see whether it ends as if it had never been: `python bench/soak.py`.
+"""Kill a training run many times and check that it ends like an uninterrupted one: `python bench/soak.py`.
 
-Half of the kills (SIGKILL) come while a checkpoint is being written, a quarter at a random moment from launch on and a
-quarter from the first step on. After each the checkpoints are verified and the run is resumed, which must be from the
-newest of them. At the end the run's parameters and moments are compared, bit for bit, with those of a run that nobody
-interrupted.
+Half of the kills (SIGKILL) come while a checkpoint is being written, a quarter at a random moment after launch and a
+quarter at a random moment after the first step. After each kill the checkpoints are verified, and the run must resume
+from the newest one. At the end its parameters and moments must equal, bit for bit, those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from bench.shared.machine import machine_name
-from bench.shared.victim import Victim
+from bench.shared.train_processes import TrainProcesses
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
 from corpus.tokenizer import CharTokenizer
@@ -35,7 +34,7 @@ from corpus.writer import DatasetWriter
 from training.checkpoint import checkpoint_folder, list_steps, read_state, step_of
 
 USAGE = "python bench/soak.py [--key value …]"
-# Small, but with everything that a resume could get wrong.
+# A small run, but with everything that could go wrong when it is resumed.
 HARD_RUN = {
     "n_layer": 2,
     "n_head": 2,
@@ -64,19 +63,19 @@ RESUMED = re.compile(r"^run .*, resumed at step (\d+)$", re.MULTILINE)
 @dataclass(frozen=True)
 class Options:
     kills: int = 200
-    """How often to kill."""
+    """Number of kills."""
     minutes: float = 0.0
-    """Stop killing after this time, even if there are kills left; 0 for no limit."""
+    """Stop after this time, even if kills are left; 0 for no limit."""
     processes: int = 1
-    """Processes of the run; of several one is killed, and the others must end by themselves."""
+    """Processes of the run. If there are several, one is killed, and the others must end by themselves."""
     fsdp: bool = False
     """Shard the model over the processes."""
     fork: bool = True
-    """Start each process as a copy of one that has imported PyTorch, in a moment; False: afresh, in seconds."""
+    """Fork each process from one that has imported PyTorch; False starts it afresh, which takes seconds."""
     seed: int = 0
-    """Which moments are random."""
+    """Seed for the random moments."""
     longest_life: float = 2.0
-    """Seconds, from launch or from the first step, within which a random moment lies."""
+    """Longest time, in seconds after launch or after the first step, until a kill at a random moment."""
 
     def __post_init__(self) -> None:
         if self.kills < 1 or self.processes < 1 or not 0 <= self.minutes < float("inf") or self.longest_life <= 0:
@@ -115,25 +114,25 @@ class Soak:
         return [f"--{name}={value}" for name, value in values.items()]
 
     def life(self, moment: str) -> None:
-        """Start or resume the run, kill it at one of MOMENTS, and verify what it leaves."""
+        """Start or resume the run, kill it at one of MOMENTS, and verify its checkpoints."""
         report = self.report
         expected = self.newest_step()
         resume = (self.run / "config.toml").is_file()
         arguments = self.arguments(self.run, max_iters=10_000_000, resume=resume)
-        with self.start(arguments) as victim:
-            inside = moment == "save" and self.wait_for_a_save(victim)
+        with self.start(arguments) as processes:
+            inside = moment == "save" and self.wait_for_a_save(processes)
             if moment == "step":
-                victim.wait_for(lambda: "\nstep " in victim.said(), PATIENCE_S)
+                processes.wait_for(lambda: "\nstep " in processes.said(), PATIENCE_S)
             if moment != "save":
                 time.sleep(self.random.uniform(0, self.options.longest_life))
-            victim.signal(signal.SIGKILL, self.random.randrange(self.options.processes))
+            processes.signal(signal.SIGKILL, self.random.randrange(self.options.processes))
             report.kills += 1
             report.inside_saves += inside
             try:
-                victim.wait(PATIENCE_S)
+                processes.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 report.faults.append("the other processes did not end by themselves")
-        said = victim.said()
+        said = processes.said()
         self.check_resume(said, expected)
         report.before_the_first_step += "\nstep " not in said
         for path in list_steps(self.run):
@@ -144,15 +143,15 @@ class Soak:
                 report.faults.append(str(error))
         report.steps_lost += max(0, expected - self.newest_step())
 
-    def start(self, arguments: list[str]) -> Victim:
-        return Victim(arguments, self.folder / "log", self.options.processes, self.options.fork)
+    def start(self, arguments: list[str]) -> TrainProcesses:
+        return TrainProcesses(arguments, self.folder / "log", self.options.processes, self.options.fork)
 
-    def wait_for_a_save(self, victim: Victim) -> bool:
-        """Whether a checkpoint is being written: after a few others of this life, and a moment into it."""
+    def wait_for_a_save(self, processes: TrainProcesses) -> bool:
+        """Wait for one of the next checkpoints and a random moment into it. False if it is no longer being written."""
         folder = checkpoint_folder(self.run)
         newest = self.newest_step() + 4 * self.random.randrange(3)
-        if not victim.wait_for(lambda: any(folder.glob(".step_*.tmp")) and self.newest_step() >= newest, PATIENCE_S):
-            self.report.faults.append(f"no checkpoint was written; {victim.said()[-500:]}")
+        if not processes.wait_for(lambda: any(folder.glob(".step_*.tmp")) and self.newest_step() >= newest, PATIENCE_S):
+            self.report.faults.append(f"no checkpoint was written; {processes.said()[-500:]}")
             return False
         time.sleep(self.random.uniform(0, 0.004))
         return any(folder.glob(".step_*.tmp"))
@@ -169,21 +168,21 @@ class Soak:
         return max((step_of(path) for path in list_steps(self.run)), default=0)
 
     def finish(self) -> bool:
-        """Let the run end, run another to the same step without interruption, and compare them."""
+        """Let the run end, train another one to the same step without interruption, and tell whether they are equal."""
         last = self.newest_step() + 8
         rest = self.arguments(self.run, max_iters=last, resume=(self.run / "config.toml").is_file())
         for run, arguments in ((self.run, rest), (self.folder / "whole", None)):
             arguments = arguments or self.arguments(run, max_iters=last)
-            with self.start(arguments) as victim:
-                if any(victim.wait(3600)):
-                    raise UserError(f"a run did not end well: {victim.said()[-1500:]}")
+            with self.start(arguments) as processes:
+                if any(processes.wait(3600)):
+                    raise UserError(f"a run failed: {processes.said()[-1500:]}")
         killed, whole = (read_state(list_steps(run)[0]) for run in (self.run, self.folder / "whole"))
         print(f"both runs ended at step {killed['step']}")
         return all(equal(killed[name], whole[name]) for name in ("step", "model", "optimizer", "best_val_loss"))
 
 
 def equal(first: Any, second: Any) -> bool:
-    """In every bit, through all containers."""
+    """Compare states bit for bit, including what is nested in dictionaries, lists and tuples."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
@@ -205,7 +204,7 @@ def make_dataset(folder: Path) -> Path:
 def main() -> None:
     options = OptionParser(Options, USAGE).parse(sys.argv[1:])
     torch.set_num_threads(1)  # threads do not survive a fork
-    import train  # noqa: F401  what is forked has it already
+    import train  # noqa: F401  so that forked processes need not import it
 
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {options.processes} processes a run", flush=True)
     start = time.monotonic()
@@ -223,7 +222,7 @@ def main() -> None:
     for fault in soak.report.faults:
         print(f"fault: {fault}")
     if not same or soak.report.faults or soak.report.steps_lost:
-        raise UserError("the run did not survive as it should")
+        raise UserError("the interrupted run differs from the uninterrupted one, or there were faults")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Can sparse gradients pay? `python bench/sparse_gradients.py`: a layer's step with them and without.
+"""Time a layer's training step with and without sparse gradients: `python bench/sparse_gradients.py`.
 
-With sparse gradients the rows of the table of control points that no token of the step reached are left out, of the
-gradient and of the optimizer's step (torch.optim.SparseAdam). Beside it: the dense gradient of the same backend, and of
-the one that is used, both with fused Adam. Contestants take turns; medians are compared.
+Sparse gradients leave out the rows of the table of control points that no token of the step reached. The optimizer
+(torch.optim.SparseAdam) leaves them out as well. They are compared with dense gradients and fused Adam, by the same
+backend and by the one that the layer chooses. Contestants take turns, and medians are compared.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -35,7 +34,7 @@ SPLINE_WIDTH = 4.0
 @dataclass(frozen=True)
 class Arguments:
     tokens: str = "1,16,128,768"
-    """Tokens of a step."""
+    """Tokens per step."""
     grids: str = "8,64,512"
     """Numbers of control points."""
     width: int = 128
@@ -57,12 +56,14 @@ def main() -> None:
         tokens = [int(count) for count in arguments.tokens.split(",")]
         grids = [int(grid) for grid in arguments.grids.split(",")]
     except ValueError as error:
-        raise UserError(f"tokens and grids are integers with commas between; {error}") from None
+        raise UserError(f"tokens and grids must be integers separated by commas; {error}") from None
     if min(tokens) < 1 or min(grids) < 2:
         raise UserError("tokens must be at least 1 and grids at least 2")
     torch.set_num_threads(arguments.threads)
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {arguments.threads} threads, width {arguments.width}")
-    print("forward, backward and Adam's step of one layer, milliseconds; rows: the share that a step's tokens reach")
+    print(
+        "forward, backward and Adam's step of one layer, milliseconds; rows: the share that the tokens of a step reach"
+    )
     names = ("sparse", "dense, same backend", "dense, as used")
     print(f"{'tokens':>7} {'G':>5} {'rows':>7}" + "".join(f"{name:>21}" for name in names))
     for count in tokens:
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def rows_and_weights(x: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Rows of the (I·G, O) table that each token reads, and their weights: (N, 2·I) each."""
+    """The rows of the (I·G, O) table that each token reads, and their weights, both (N, 2·I)."""
     cell, t = locate(x, grid, SPLINE_WIDTH)
     rows = flat_rows(cell, grid)
     return interleave(rows, rows + 1), interleave(1 - t, t)

@@ -1,7 +1,7 @@
 """Time the spline layer's sparse product in every sparse layout of PyTorch: `python bench/sparse_layouts.py`.
 
-y = B @ W and dW = Bᵀ @ dy, with B (N, I·G) and two non-zeros a feature. Making B in its layout is timed as part of it,
-since B is another one at each step.
+The products are y = B @ W and dW = Bᵀ @ dy, where B (N, I·G) has two non-zeros per feature. The time includes making B
+in its layout, because B changes at each step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -58,7 +58,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Basis:
-    """The non-zeros of B in the order of its rows: `columns` and `values` (N·I·2,)."""
+    """The non-zeros of B, row by row: their `columns` and `values`, (N·I·2,)."""
 
     columns: Tensor
     values: Tensor
@@ -89,14 +89,14 @@ class Basis:
         return self.csr().to_sparse_csc()
 
     def bsr(self) -> Tensor:
-        """Blocks of one row and two columns; a pair of non-zeros that begins at an odd column needs two of them."""
+        """B in blocks of one row and two columns. A pair of non-zeros that begins at an odd column takes two blocks."""
         return self.csr().to_sparse_bsr((1, 2))
 
     def transposed_csr(self) -> Tensor:
         return self.csr().t().to_sparse_csr()
 
     def transposed_csc(self) -> Tensor:
-        """B's CSR arrays, read as the CSC of its transpose: nothing is moved."""
+        """The transpose of B: the CSR arrays of B read as CSC, without moving anything."""
         shape = self.shape[::-1]
         return torch.sparse_csc_tensor(self.row_starts, self.columns, self.values, shape, check_invariants=False)
 
@@ -115,7 +115,7 @@ def main() -> None:
     basis = Basis.of(x, options.grid)
     print(f"{machine_name(options.device)}, torch {torch.__version__}, {options.threads} threads")
     print(
-        f"{options.tokens} tokens x {options.width}, G={options.grid}, float32; ms with the making of B, and over CSR"
+        f"{options.tokens} tokens x {options.width}, G={options.grid}, float32; ms with making B, and relative to CSR"
     )
     compare("y = B @ W", {"CSR": basis.csr, "COO": basis.coo, "CSC": basis.csc, "BSR": basis.bsr}, table, options)
     transposes = {"CSR": basis.transposed_csr, "CSC": basis.transposed_csc, "COO": basis.transposed_coo}
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def compare(title: str, layouts: dict[str, Callable[[], Tensor]], dense: Tensor, options: Options) -> None:
-    """Prints the times of the layouts that have the product, and why the others do not."""
+    """Print the time of each layout, or why PyTorch has no product for it."""
     runs: dict[str, Callable[[], Tensor]] = {}
     print(title)
     for name, make in layouts.items():

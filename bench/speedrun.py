@@ -1,8 +1,9 @@
 """Race whole processes to a validation loss: `python bench/speedrun.py --nanogpt CHECKOUT`.
 
-From launch, imports included, to the line that shows the loss on the validation split: ours and our twins by
-`train.py`, on the whole split; nanoGPT's own `train.py` by its CPU recipe, on its own estimate from 20 batches,
-or to the end of its recipe if that estimate stays above. They take turns, and medians are compared.
+The time runs from launch, imports included, to the line that shows the validation loss at the target. Our splines and
+their twins run by `train.py`, with the loss of the whole split. nanoGPT runs by its own `train.py` and CPU recipe, with
+its own estimate from 20 batches; if that stays above the target, the time is that of its whole recipe. They take turns,
+and medians are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this runs as a plain script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -40,19 +41,19 @@ VALIDATION = re.compile(r"\bval (?:loss )?(\d+\.\d+)")
 @dataclass(frozen=True)
 class Options:
     target: float = 1.88
-    """The loss to reach, in nats per character; nanoGPT's README gives 1.88."""
+    """The loss to reach, in nats per character; 1.88 is that of nanoGPT's README."""
     config: PathText = "configs/speedrun.toml"
-    """Our recipe."""
+    """The recipe of the splines, which the twins change."""
     swiglu: str = "--ffn swiglu --muon_learning_rate 0.02 --max_iters 80 --eval_interval 80 --decay_iters 77"
-    """Options that make it the SwiGLU twin's; with the fewest steps in which that reaches the target on every seed."""
+    """Options of the SwiGLU twin, with the fewest steps that reach the target on every seed."""
     mlp: str = "--ffn mlp --max_iters 106 --eval_interval 106 --decay_iters 103"
-    """The same for the usual MLP."""
+    """Options of the MLP twin, with the fewest steps that reach the target on every seed."""
     nanogpt: PathText = ""
-    """A checkout of nanoGPT; without one it does not take part."""
+    """A checkout of nanoGPT with prepared data; by default nanoGPT does not take part."""
     threads: int = 2
     """CPU threads."""
     repeats: int = 3
-    """Rounds in which each runs once, all with one seed; the first has 1."""
+    """Rounds in which each runs once. Round k has seed k."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 10:
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def commands(options: Options, seed: int, folder: Path) -> dict[str, tuple[list[str], Path]]:
-    """What to run, and where."""
+    """Command and working directory of each contestant."""
     ours = [sys.executable, "train.py", options.config, f"--num_threads={options.threads}", f"--seed={seed}"]
     changes = {"splines": "", "SwiGLU twin": options.swiglu, "MLP twin": options.mlp}
     found = {
@@ -105,13 +106,13 @@ def commands(options: Options, seed: int, folder: Path) -> dict[str, tuple[list[
 
 
 def run_until(name: str, command: Sequence[str], where: Path, options: Options, or_end: bool = False) -> Finish:
-    """Seconds from launch to the first line with a validation loss at the target; without end if none comes.
+    """Seconds from launch to the first validation loss at the target; infinite if there is none.
 
-    With `or_end`, to the last one if none is at the target: in favour of what would have taken longer. UserError for a
-    process that shows no loss.
+    With `or_end`, a process that misses the target counts as if its last loss had met it, which is in its favour.
+    Raises UserError for a process that shows no loss.
     """
     if shutil.which(command[0]) is None:
-        raise UserError(f"{command[0]} is not there")
+        raise UserError(f"there is no program {command[0]}")
     start = time.perf_counter()
     losses: list[float] = []
     with subprocess.Popen(

@@ -1,7 +1,7 @@
-"""What a variant's change of basis costs in a training step of the recipe: `python bench/variants.py --help`.
+"""Time what a variant's change of basis costs in a training step: `python bench/variants.py --help`.
 
-The step of a whole model, forward, backward and AdamW, by variant and number of control points, and the ways to
-compute the change of basis of one layer beside each other. Contestants take turns; medians are compared.
+The first table has whole steps of a model (forward, backward and AdamW) by variant and number of control points. The
+second has ways to compute the change of basis of one layer. Contestants take turns, and medians are compared.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
 import common.threads  # noqa: F401  before torch
 
@@ -28,7 +27,7 @@ from model import GPT, GPTConfig
 from splines.parametrisation import basis, mirrored_product
 
 USAGE = "python bench/variants.py [--grids 8,16 --batch_size 12]"
-# Of those with a matrix each takes as long as the others.
+# DCT stands for all variants that multiply by a matrix: each takes as long as the others.
 VARIANTS = ("B-spline", "DCT", "parallel_scan")
 
 
@@ -41,9 +40,9 @@ class Arguments:
     n_embd: int = 128
     """Width of the model."""
     batch_size: int = 12
-    """Sequences in a step."""
+    """Sequences per step."""
     block_size: int = 64
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     threads: int = 2
     """CPU threads."""
     repeats: int = 15
@@ -60,7 +59,7 @@ def main() -> None:
     try:
         grids = [int(grid) for grid in arguments.grids.split(",")]
     except ValueError as error:
-        raise UserError(f"grids are integers with commas between; {error}") from None
+        raise UserError(f"grids must be integers separated by commas; {error}") from None
     if min(grids) < 2:
         raise UserError(f"grids must be at least 2; got {min(grids)}")
     torch.set_num_threads(arguments.threads)

@@ -164,7 +164,7 @@ def names_in(group: type) -> list[str]:
 
 
 def heading_of(group: Any) -> str:
-    return group.heading
+    return str(group.heading)
 
 
 def _with_groups(options: type) -> Any:

@@ -27,7 +27,7 @@ class Tables(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Tables:
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if any(self._buffers[name] is not buffer for name, buffer in before.items()):
             self._fill(None)
         return self

@@ -1,1 +1,1 @@
-"""Splines on paper."""
+"""Pictures of splines, drawn with matplotlib from snapshots."""

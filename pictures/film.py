@@ -1,4 +1,4 @@
-"""A film of splines over the checkpoints of a run: how chosen functions formed."""
+"""A film of splines over the checkpoints of a run, which shows how chosen functions formed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moment:
-    """What one frame shows."""
+    """The contents of one frame."""
 
     step: float
     label: str
@@ -34,19 +34,19 @@ FORMATS = (".gif", ".png", ".mp4")  # .png: an APNG
 COLUMNS = 4
 FRAMES_PER_SECOND = 12
 BETWEEN = 5  # frames between two checkpoints
-HOLD_S = 1.6  # on the last checkpoint
+HOLD_S = 1.6  # how long the last checkpoint stays
 DPI = 100
-EVEN_SIZE = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # the pixel format of MP4 asks for it
-WIDTH, HEIGHT, GAP, LEFT, TOP = 1.75, 1.22, 0.14, 0.62, 0.92  # of the panels, in inches
+EVEN_SIZE = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # the pixel format of MP4 needs even sizes
+WIDTH, HEIGHT, GAP, LEFT, TOP = 1.75, 1.22, 0.14, 0.62, 0.92  # sizes and margins of the panels, in inches
 
 
 @matplotlib_defaults()
 def write_film(
     path: Path, frames: Sequence[tuple[int, Sequence[SplineView]]], title: str, style: Style = STYLES["light"]
 ) -> None:
-    """Write (step, splines) pairs, the same splines in each, as the format that `path` ends in.
+    """Write a film of (step, splines) pairs, the same splines in each. The suffix of `path` decides the format.
 
-    Between two steps the control points are interpolated; the grid may be another at each step. UserError for a
+    Between two steps the control points are interpolated; each step may have another grid. Raises UserError for a
     format that cannot be written here.
     """
     limit = max(nice_limit(needed_limit(views)) for _, views in frames)
@@ -78,7 +78,7 @@ def movie_writer(path: Path) -> AbstractMovieWriter:
 
 
 def between(first: Moment, second: Moment) -> list[Moment]:
-    """`first`, and BETWEEN moments on the way to `second`, which say that they are that."""
+    """`first`, and BETWEEN interpolated moments on the way to `second`, labelled as such."""
     moments = [first]
     for k in range(1, BETWEEN + 1):
         share = k / (BETWEEN + 1)
@@ -89,7 +89,7 @@ def between(first: Moment, second: Moment) -> list[Moment]:
 
 
 def mixed(old: SplineView, new: SplineView, share: float) -> SplineView:
-    """The spline at `share` of the way: on the new one's grid, with the old one's function interpolated there."""
+    """The spline at `share` of the way from `old` to `new`, on the grid of `new`."""
     old_values = old.grid.values(old.control_points, new.grid.knots())
     points = (1 - share) * old_values + share * new.control_points
     histogram = (1 - share) * old.histogram + share * new.histogram
@@ -102,7 +102,7 @@ def sheet_size(count: int) -> tuple[float, float]:
 
 
 def draw_frame(page: Page, moment: Moment, last_step: float, title: str, limit: float) -> None:
-    """Draw the page anew: a title, a bar for time, and the panels."""
+    """Clear the page and draw one frame: the title, a bar that shows the time, and the panels."""
     views = moment.views
     several = len({view.layer for view in views}) > 1
     size = page.axes.get_xlim(), page.axes.get_ylim()

@@ -19,7 +19,7 @@ EXAMPLE_X = -1.7
 
 @matplotlib_defaults()
 def draw_basis(style: Style = STYLES["light"]) -> Figure:
-    """Above: the hat functions, one highlighted. Below: the hats times their control points, and their sum."""
+    """Draw the hat functions above, two of them highlighted, and below the weighted hats and their sum."""
     left, top, width, height, gap = 0.75, 1.25, 6.6, 1.35, 0.75
     page = Page(left + width + 0.4, top + 2 * height + gap + 1.05, style)
     page.heading(
@@ -38,7 +38,7 @@ def draw_basis(style: Style = STYLES["light"]) -> Figure:
     page.areas([upper.at(*triangle(knots, 2 * hat - 1, -1)) for hat in eye], style.area, zorder=1)
     page.lines([upper.at(knots, 2 * hat - 1) for hat in eye], style.muted, 1.0, zorder=2)
     page.lines([upper.at(knots[k - 1 : k + 2], [-1, 1, -1]) for k in example_hats()], style.accent, 2.0, zorder=3)
-    page.text(left, top - 0.13, "The basis: one hat a knot", 8.5, color=style.ink, weight="bold")
+    page.text(left, top - 0.13, "The basis: one hat per knot", 8.5, color=style.ink, weight="bold")
     scaled = [lower.at(knots, weight * hat) for weight, hat in zip(POINTS, eye, strict=True)]
     areas = [lower.at(*triangle(knots, weight * hat, 0)) for weight, hat in zip(POINTS, eye, strict=True)]
     page.areas(areas, style.area, zorder=1)
@@ -57,18 +57,18 @@ def draw_basis(style: Style = STYLES["light"]) -> Figure:
 
 
 def triangle(x: Array, y: Array, floor: float) -> tuple[Array, Array]:
-    """The outline of the area between (x, y) and the floor."""
+    """The outline of the area between the curve (x, y) and the floor."""
     return np.concatenate([x[:1], x, x[-1:]]), np.concatenate([[floor], y, [floor]])
 
 
 def example_hats() -> tuple[int, int]:
-    """The knots on both sides of the example."""
+    """The numbers of the knots on both sides of the example's x."""
     left = int((EXAMPLE_X + WIDTH / 2) / (WIDTH / (len(POINTS) - 1)))
     return left, left + 1
 
 
 def draw_example(page: Page, upper: Panel, lower: Panel) -> None:
-    """One x, the two hats there, and what they make of it."""
+    """Draw an example: one x, the values of its two hats, and the spline's value."""
     from matplotlib.patheffects import withStroke
 
     cell = WIDTH / (len(POINTS) - 1)

@@ -1,4 +1,4 @@
-"""The overview of a model: a row a layer, its most curved splines, where curvature lies, how curved the splines are."""
+"""The overview of a model, one row per layer: its most curved splines and how curvature is distributed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 def draw_overview(
     layers: Sequence[LayerView], title: str, limit: float, importance_limit: float, style: Style = STYLES["light"]
 ) -> Figure:
-    """The model in one picture, a row a layer: three splines, where curvature lies, how curved the splines are.
+    """Draw the model in one picture, one row per layer.
 
-    `limit` is the y axis's, as everywhere; `importance_limit` is where the heat maps' colours end.
+    A row shows the three most curved splines, a heat map of curvature, and a histogram of how curved the splines are.
+    The y axes are ±`limit`; the colours of the heat maps end at `importance_limit`.
     """
     left, width, gap, height, row_height, top = 1.72, 1.6, 0.1, 1.707, 1.95, 1.72
     map_left = left + 3 * (width + gap) + 0.4
@@ -83,7 +84,7 @@ def draw_layer_label(page: Page, view: LayerView, x: float, y: float) -> None:
 
 
 def draw_curved_shares(page: Page, view: LayerView, panel: Panel, tallest: float, is_last: bool) -> None:
-    """The distribution of the splines' curved share of variation, in a panel with axes ±1; the layer's as a number."""
+    """Draw the histogram of the splines' curved shares, in a panel with axes ±1, and the layer's share as a number."""
     edges = np.linspace(-1, 1, len(view.curved_shares) + 1)
     tops = np.repeat(1.2 * view.curved_shares / tallest - 1, 2)
     outline = panel.at(np.repeat(edges, 2), np.concatenate([[-1], tops, [-1]]))
@@ -104,14 +105,14 @@ def draw_curved_shares(page: Page, view: LayerView, panel: Panel, tallest: float
 
 
 def draw_color_scale(page: Page, x: float, y: float, width: float, limit: float) -> None:
-    """A strip from 0 to `limit`; the colours are those of the square root."""
+    """Draw the colour scale from 0 to `limit`, in which colours follow the square root."""
     page.image(np.sqrt(np.linspace(0, 1, 128))[None], x + 0.15, y, width - 0.6, 0.07)
     page.text(x, y + 0.035, "0")
     page.text(x + width, y + 0.035, f"≥ {limit:g}", ha="right")
 
 
 def curvature_map(snapshot: Snapshot, style: Style = STYLES["light"]) -> Array:
-    """The importance of a layer's splines as an RGB image (rows, columns, 3) of bytes, the most curved first."""
+    """An RGB image (rows, columns, 3), in bytes, of the importance of a layer's splines, the most curved first."""
     importance = max_pool(most_important_first(edge_importance(snapshot)), HEAT_MAP_SIZE)
     strength = np.sqrt(importance / (importance.max() or 1.0))
     stops = np.array([[int(color[k : k + 2], 16) for k in (1, 3, 5)] for color in style.ramp])

@@ -1,7 +1,7 @@
-"""A page to draw on: one Axes measured in inches from the top left, pens, and panels that place curves on it.
+"""A page to draw on: one matplotlib Axes, measured in inches from the top left, and panels that place curves on it.
 
-All curves of a picture go into a few collections of that one Axes. That takes a tenth of the time that an Axes for each
-panel would.
+All curves of a picture go into a few collections of that one Axes. This takes a tenth of the time that one Axes per
+panel would take.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Style:
-    """Colours of a picture: its paper, three greys of text and lines, two grounds, and one accent.
+    """Colours of a picture: paper, three greys for text and lines, two backgrounds, and one accent.
 
-    The accent is a blue, which all kinds of colour vision tell from grey.
+    The accent is a blue, which people with any kind of colour vision can tell from grey.
     """
 
     paper: str = "#ffffff"
@@ -40,9 +40,9 @@ class Style:
     shares: str = "#9fc0e4"
     accent: str = "#0a5fb4"
     ramp: tuple[str, ...] = ("#ffffff", "#b9d3ee", "#5f9ed8", "#0a5fb4", "#06294f")
-    """Of importance, from none to much, in even steps of lightness."""
+    """Colours of importance, from none to much, in even steps of lightness."""
     scale: float = 1.0
-    """Of text and lines."""
+    """Factor for the sizes of text and lines."""
 
 
 STYLES = {
@@ -58,7 +58,7 @@ STYLES = {
         accent="#6cb0f2",
         ramp=("#14171c", "#173a5e", "#2a71b0", "#6cb0f2", "#e3f1ff"),
     ),
-    "print": Style(  # black ink alone, heavier lines: legible after a photocopier
+    "print": Style(  # only black ink and heavier lines, to be legible after photocopying
         ink="#000000",
         muted="#333333",
         rule="#999999",
@@ -73,7 +73,7 @@ STYLES = {
 
 
 def chosen_style(name: str) -> Style:
-    """The style of that name; ValueError if there is none."""
+    """The style with this name. Raises ValueError for an unknown one."""
     if name not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}; got {name!r}")
     return STYLES[name]
@@ -81,9 +81,9 @@ def chosen_style(name: str) -> Style:
 
 @contextmanager
 def matplotlib_defaults() -> Iterator[None]:
-    """Draw and save by matplotlib's own settings, whatever a matplotlibrc, a style or a notebook has chosen.
+    """Use matplotlib's default settings, whatever a matplotlibrc, a style or a notebook has chosen.
 
-    All that draws is decorated with it: a picture of ours says the same everywhere, and needs no LaTeX.
+    It decorates every function that draws or saves, so that pictures look the same everywhere and need no LaTeX.
     """
     from matplotlib import style
 
@@ -93,7 +93,7 @@ def matplotlib_defaults() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Panel:
-    """A place on the page, in inches, for curves with x in ±x_end and y in ±limit."""
+    """A rectangle on the page, in inches, for curves with x in ±x_end and y in ±limit."""
 
     left: float
     top: float
@@ -109,16 +109,16 @@ class Panel:
         return np.stack(np.broadcast_arrays(across, down), axis=-1)
 
     def box(self, x0: float, x1: float) -> Array:
-        """The full height from x0 to x1, as a polygon."""
+        """The rectangle from x0 to x1 at full height, as a polygon."""
         return self.at([x0, x1, x1, x0], [-self.limit, -self.limit, self.limit, self.limit])
 
 
 class Page:
-    """A blank figure of the given size in inches, and pens in the colours of `style`."""
+    """A blank figure of the given size in inches, with methods that draw in the colours of `style`."""
 
     def __init__(self, width: float, height: float, style: Style = STYLES["light"], show: bool = False) -> None:
         self.style = style
-        if show:  # only a figure of pyplot's has a window
+        if show:  # only figures made by pyplot have a window
             import matplotlib.pyplot as plt
 
             self.figure: Figure = plt.figure(figsize=(width, height), FigureClass=notebook_figure())
@@ -163,7 +163,7 @@ class Page:
         return dots
 
     def image(self, values: Array, left: float, top: float, width: float, height: float) -> None:
-        """`values` in 0 … 1, first row at the top."""
+        """Draw `values` in 0 … 1 as colours of importance, the first row at the top."""
         extent = (left, left + width, top + height, top)
         colors = ramp(self.style)
         self.axes.imshow(values, cmap=colors, vmin=0, vmax=1, extent=extent, aspect="auto", zorder=1)
@@ -176,7 +176,7 @@ class Page:
 
 @cache
 def ramp(style: Style) -> Colormap:
-    """The style's colours of importance, 0 … 1."""
+    """The style's colour map of importance, 0 … 1."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("importance", list(style.ramp))
@@ -184,7 +184,7 @@ def ramp(style: Style) -> Colormap:
 
 @cache
 def notebook_figure() -> type[Figure]:
-    """A matplotlib figure that a notebook shows as it is, whether or not pyplot has been set up there."""
+    """A class of matplotlib figures that a notebook displays even if pyplot is not set up there."""
     from matplotlib.figure import Figure as BareFigure
 
     class NotebookFigure(BareFigure):

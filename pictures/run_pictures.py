@@ -1,4 +1,4 @@
-"""The pictures of a run's splines, one folder a checkpoint, all on the same axes so that they can be compared."""
+"""The pictures of a run's splines, one folder per checkpoint, all with the same axes so that they can be compared."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXES_FILE = "axes.json"
-NOT_ROUNDING = 1e-5  # the bends of a straight line in float32 are below this share of its values
-BRIGHT_SHARE = 0.995  # the colours end where all but 0.5 % of a heat map do; its maximum would leave it pale
+NOT_ROUNDING = 1e-5  # in float32 even a straight line has bends, of up to this share of its values
+BRIGHT_SHARE = 0.995  # colours end at this quantile of a heat map; ending at its maximum would leave the map pale
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What all pictures of a run share; 0 while all splines are zero or straight, which settles nothing."""
+    """The axis limits that all pictures of a run share; 0 while all splines are zero or straight."""
 
     spline_limit: float = 0.0
-    """The y axis is ± this."""
+    """The y axes are ± this."""
     importance_limit: float = 0.0
-    """Where the colours of the heat maps end."""
+    """The colours of the heat maps end here."""
 
     def widened(self, layers: Sequence[LayerView]) -> Axes:
         """These axes, wide enough for `layers`."""
@@ -48,10 +48,10 @@ class Axes:
 
 
 class SplinePictures:
-    """Draws into `run_dir`/splines/step_NNNNNN: layer_00.png … and overview.png, in the colours of `style`.
+    """Draws layer_00.png … and overview.png into `run_dir`/splines/step_NNNNNN, in the colours of `style`.
 
-    When a step needs wider axes than the pictures that there are, these are drawn again from the run's records. Errors
-    (a full disk) are raised as they come; whoever trains should report them and go on.
+    If a step needs wider axes than the existing pictures have, these are drawn again from the run's records. Errors,
+    such as a full disk, are raised; a training run should report them and continue.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], style: Style = STYLES["light"]) -> None:
@@ -59,7 +59,7 @@ class SplinePictures:
         self.style = style
 
     def draw(self, step: int, snapshots: Sequence[Snapshot], count: int = SHEET_SPLINES) -> Path:
-        """Draw the layers at `step`, `count` splines each; the folder."""
+        """Draw the layers at `step`, `count` splines each; return the folder."""
         layers = [layer_view(snapshot, count) for snapshot in snapshots]
         folder = self.records.step_folder(step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,15 +67,15 @@ class SplinePictures:
         return folder
 
     def axes(self) -> Axes:
-        """The axes of the pictures that there are."""
+        """The axes of the existing pictures; zeros if there are no pictures."""
         try:
             stored = json.loads((self.records.folder / AXES_FILE).read_text())
             return Axes(float(stored["spline_limit"]), float(stored["importance_limit"]))
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt: all pictures are drawn again
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: all pictures are drawn again
             return Axes()
 
     def _share_axes(self, step: int, layers: Sequence[LayerView], count: int) -> Axes:
-        """Axes for all records of the run and `layers` at `step`; other steps' pictures are redrawn if they are new."""
+        """Axes that fit all records of the run and `layers` at `step`; if they changed, other steps are drawn again."""
         before = self.axes()
         axes = before.widened(layers)
         others = {
@@ -91,7 +91,7 @@ class SplinePictures:
             folder = self.records.step_folder(other)
             if (folder / "overview.png").exists():
                 self._draw_step(folder, views, axes)
-        # Last, so that an interruption leaves the old axes and the next drawing does all this again.
+        # Written last: after an interruption the old axes remain, and the next call draws all pictures again.
         text = json.dumps(asdict(axes)) + "\n"
         write_atomically(self.records.folder / AXES_FILE, lambda path: path.write_text(text))
         return axes
@@ -109,7 +109,7 @@ class SplinePictures:
 
 @matplotlib_defaults()
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a picture whose name decides the format (.png, .svg, .pdf), whole or not at all."""
+    """Write a picture atomically; the suffix decides the format (.png, .svg, .pdf)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix(".").lower(), dpi=DPI)
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))

@@ -1,4 +1,4 @@
-"""The drawing of splines: one large, a sheet of panels, a contact sheet of a whole layer."""
+"""Draws splines: one large spline, a sheet of panels, or a contact sheet of a whole layer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pictures.page import STYLES, Page, Panel, Style, matplotlib_defaults, ramp
-from splines.choice import Features, chosen_features
+from splines.choice import Features, chosen_splines
 from splines.grid import Array
 from splines.snapshot import VISIBLE, Snapshot
-from splines.views import SplineView, edge_importance, varied_top, view_splines
+from splines.views import SplineView, edge_importance, view_splines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
 SHEET_SPLINES, SHEET_COLUMNS = 12, 4
-GRID_FEATURES = 8  # up to so many inputs and outputs, all splines are drawn as panels
-MOST_PAIRS = 64  # panels on a sheet of named splines
+GRID_FEATURES = 8  # layers with at most this many inputs and outputs show all splines as panels
+MAX_PANELS = 64  # on a sheet of named splines
 HOW_TO_READ = (
     "Across: the activation; up: what it adds to the output. Label: input → output feature. Dots: control points.\n"
     "Dashes on grey ground: beyond the grid the spline goes on straight."
@@ -30,10 +30,10 @@ HOW_TO_READ_CONTACT = "Inputs down, outputs across; the darker a spline, the mor
 
 
 def nice_limit(value: float) -> float:
-    """The least of … 0.1, 0.2, 0.5, 1, 2, 5 … that is not below `value`; 0.1 for 0."""
+    """The smallest of … 0.1, 0.2, 0.5, 1, 2, 5 … that is at least `value`; 0.1 for 0."""
     if not value > 0:
         return 0.1
-    exponent = math.floor(math.log10(value)) - 1  # one lower than needed: log10 is inexact
+    exponent = math.floor(math.log10(value)) - 1  # one lower than necessary, because log10 is inexact
     ladder = (float(f"{digit}e{exponent + k}") for k in range(4) for digit in (1, 2, 5))
     return next(step for step in ladder if step >= value)
 
@@ -52,7 +52,7 @@ def draw_layer_sheet(
     style: Style = STYLES["light"],
     show: bool = False,
 ) -> Figure:
-    """Small multiples of `views`, row by row, all with the same axes: y in ±limit."""
+    """Draw `views` as panels, row by row, all with the same y axis, ±limit."""
     rows = max(1, math.ceil(len(views) / columns))
     width, height, gap, left, top = 2.05, 1.42, 0.16, 0.75, 1.22
     page_width = max(left + columns * (width + gap) + 0.25, 7.2)
@@ -73,7 +73,7 @@ def draw_layer_sheet(
 
 @matplotlib_defaults()
 def draw_spline(view: SplineView, title: str, style: Style = STYLES["light"], show: bool = False) -> Figure:
-    """One spline alone, large, with axes that say what they measure."""
+    """Draw one large spline, with labelled axes."""
     left, top, width, height = 0.95, 1.22, 5.9, 3.5
     page = Page(left + width + 0.35, top + height + 0.75, style, show)
     page.heading(title, HOW_TO_READ + HOW_TO_READ_AREA * bool(view.histogram.any()), left)
@@ -88,7 +88,7 @@ def draw_spline(view: SplineView, title: str, style: Style = STYLES["light"], sh
 def draw_edge_label(page: Page, panel: Panel, view: SplineView, size: float, with_layer: bool = False) -> None:
     from matplotlib.patheffects import withStroke
 
-    halo = [withStroke(linewidth=2.5, foreground=page.style.paper, alpha=0.85)]  # a curve may pass behind
+    halo = [withStroke(linewidth=2.5, foreground=page.style.paper, alpha=0.85)]  # legible in front of a curve
     text = f"layer {view.layer}, " * with_layer + f"{view.input} → {view.output}"
     page.text(panel.left + 0.08, panel.top + 0.13, text, size, page.style.ink, path_effects=halo, zorder=6)
 
@@ -105,7 +105,7 @@ def draw_tick_labels(page: Page, panel: Panel, grid_end: float, left: bool, bott
 
 
 def draw_splines(page: Page, panels: Sequence[Panel], views: Sequence[SplineView], line_width: float = 1.7) -> None:
-    """Each view in its panel: histogram, the ground beyond the grid, zero, the curve, its control points."""
+    """Draw each view in its panel: background, histogram, zero line, curve and control points."""
     pairs = list(zip(panels, views, strict=True))
     if not pairs:
         return
@@ -138,7 +138,7 @@ def histogram_area(panel: Panel, view: SplineView) -> Array:
 
 
 def extrapolations(view: SplineView, x_end: float, limit: float) -> list[tuple[Array, Array]]:
-    """The straight continuations on both sides, up to the panel's edge: x (2,) and y (2,) of each."""
+    """The straight lines beyond the grid on both sides, up to the panel's edge: x (2,) and y (2,) of each."""
     knots, values = view.grid.knots(), view.control_points
     lines = []
     for end, inner in ((0, 1), (-1, -2)):
@@ -156,7 +156,7 @@ def extrapolations(view: SplineView, x_end: float, limit: float) -> list[tuple[A
 def draw_contact_sheet(
     control_points: Array, importance: Array, title: str, style: Style = STYLES["light"], show: bool = False
 ) -> Figure:
-    """Every spline of a layer, control points (I, G, O) and importance (I, O): inputs down, outputs across."""
+    """Draw every spline of a layer, inputs down and outputs across: control_points (I, G, O), importance (I, O)."""
     rows, knots, columns = control_points.shape
     cell = max(0.04, min(1.0, 14 / max(rows, columns)))  # inches
     left, top = 0.75, 1.5
@@ -164,7 +164,7 @@ def draw_contact_sheet(
     values = control_points - control_points.mean(1, keepdims=True)
     limit = float(np.quantile(np.abs(values), 0.97)) or 1.0
     page.heading(
-        title, f"{HOW_TO_READ_CONTACT}\nCells span ±{limit:.2g} around each mean; what is larger is cut.", left
+        title, f"{HOW_TO_READ_CONTACT}\nCells span ±{limit:.2g} around each mean; larger values are cut.", left
     )
     stripe = cell * np.array([(0, 0), (1, 0), (1, rows), (0, rows)])
     page.areas([stripe + np.array([left + o * cell, top]) for o in range(0, columns, 2)], page.style.outside)
@@ -193,32 +193,23 @@ def draw_snapshot(
     show: bool = False,
     limit: float = 0.0,
 ) -> Figure:
-    """The splines that the arguments name, the `count` most curved of them, or all; `heading` goes before the title.
+    """Draw the named splines, all splines, or the `count` most curved ones; `heading` goes before the title.
 
-    `limit`: the least y axis of a sheet, so that sheets of several steps are comparable.
+    The y axis of a sheet is at least ±`limit`, so that sheets of several steps are comparable. Raises ValueError for a
+    feature that is not there, and for more named splines than fit on a sheet.
     """
-    ins, outs = (
-        chosen_features("inputs", inputs, snapshot.inputs),
-        chosen_features("outputs", outputs, snapshot.outputs),
-    )
-    both_named = inputs is not None and outputs is not None
-    if both_named and len(ins) * len(outs) > MOST_PAIRS:
-        raise ValueError(
-            f"inputs and outputs name {len(ins)} x {len(outs)} splines; at most {MOST_PAIRS} fit on a sheet"
-        )
     if everything and (inputs is not None or outputs is not None):
         raise ValueError("everything=True draws all splines; leave out inputs and outputs")
     importance = edge_importance(snapshot)
     if everything and max(importance.shape) > GRID_FEATURES:
         title = f"{heading}All {importance.size:,} splines"
         return draw_contact_sheet(snapshot.control_points, importance, title, style, show)
-    if both_named or everything:
-        edges, columns = [(i, o) for i in ins for o in outs], min(len(outs), GRID_FEATURES)
-        title = f"{len(edges)} splines"
-    else:
-        top = varied_top(importance[np.ix_(ins, outs)], count)
-        edges, columns = [(ins[i], outs[o]) for i, o in top], SHEET_COLUMNS
-        title = f"The {len(edges)} most curved splines"
+    all_of_them = everything or (inputs is not None and outputs is not None)
+    edges = chosen_splines(snapshot, inputs, outputs, None if all_of_them else count, importance)
+    if len(edges) > MAX_PANELS and all_of_them:
+        raise ValueError(f"inputs and outputs name {len(edges)} splines; at most {MAX_PANELS} fit on a sheet")
+    title = f"{len(edges)} splines" if all_of_them else f"The {len(edges)} most curved splines"
+    columns = min(len({output for _, output in edges}), GRID_FEATURES) if all_of_them else SHEET_COLUMNS
     views = view_splines(snapshot, edges, importance)
     if len(views) == 1:
         return draw_spline(views[0], f"{heading}Spline {views[0].input} → {views[0].output}", style, show)

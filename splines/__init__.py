@@ -1,1 +1,1 @@
-"""Splines as plain arrays: nothing here knows a layer or a model."""
+"""Splines as plain arrays: nothing in this package imports a layer or a model."""

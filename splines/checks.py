@@ -1,4 +1,4 @@
-"""Checks of arguments that several layers and options share; each error names the argument and what is allowed."""
+"""Checks of arguments that layers and options share. Each error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 

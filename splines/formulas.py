@@ -1,4 +1,4 @@
-"""Formulas for splines: the function of a small library, scaled and shifted, that comes closest, with its R²."""
+"""Formulas for splines: the closest function of a small library, scaled and shifted, with its R²."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from splines.snapshot import VISIBLE
 from splines.views import SplineView
 
 POINTS = 161
-SCALES = 13  # of the argument, on a logarithmic grid, and their negatives where these make another function
-SHIFTS = 25
-ZOOMS = 6  # each makes the grids around the best place three times finer
-AS_GOOD = 0.005  # of R²: a simpler function may be this much worse
+SCALES = 13  # tried values of |b|, on a logarithmic grid; negative b too where they give another function
+SHIFTS = 25  # tried values of c
+ZOOMS = 6  # each makes the grids around the best values three times finer
+AS_GOOD = 0.005  # a simpler function is preferred if its R² is at most this much lower
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Fit:
 
 
 def best_fit(view: SplineView) -> Fit:
-    """The simplest function of the library that fits as well as any (`AS_GOOD`), weighted with the activations."""
+    """The simplest function of the library that fits about as well as the best (`AS_GOOD`), weighted by activations."""
     fits = [fit(family, *sampled(view)) for family in LIBRARY]
     best = max(each.r2 for each in fits)
     return next(each for each in fits if each.r2 >= best - AS_GOOD)
 
 
 def sampled(view: SplineView) -> tuple[Array, Array, Array]:
-    """Places, values and weights: where the activations are, or evenly over the grid if that is not known."""
+    """Points x, the spline's values there, and weights: the shares of the activations, or even ones if not known."""
     known = view.histogram.any()
     end = (VISIBLE if known else 0.5) * view.spline_width
     x = np.linspace(-end, end, POINTS)
@@ -88,7 +88,7 @@ def sampled(view: SplineView) -> tuple[Array, Array, Array]:
 
 
 def fit(family: Family, x: Array, y: Array, weights: Array) -> Fit:
-    """Least squares: a and d exactly, b and c on a grid that is refined around the best."""
+    """The least-squares fit: a and d exactly, b and c by a grid search that is refined around the best."""
     width = float(np.ptp(x))
     mean = float(weights @ y)
     variance = float(weights @ (y - mean) ** 2)
@@ -103,7 +103,7 @@ def fit(family: Family, x: Array, y: Array, weights: Array) -> Fit:
         shifts = np.unique(np.linspace(-1, 1, SHIFTS) * reach[1] + center[1])
         s, at, sign = (part.ravel() for part in np.meshgrid(scales, shifts, signs, indexing="ij"))
         b = sign * np.exp(s)
-        c = -b * at  # `at`: where the argument is 0
+        c = -b * at  # `at` is the x where the argument is 0
         f = family.function(b[:, None] * x + c[:, None])  # (tries, POINTS)
         f_mean = f @ weights
         around = f - f_mean[:, None]

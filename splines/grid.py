@@ -14,7 +14,7 @@ from torch import Tensor
 Array = npt.NDArray[Any]
 
 SAME_KNOT = 1e-6  # knots closer than this share of a cell are one
-MOST_ACTIVATIONS = 2**22  # enough for a quantile
+MAX_ACTIVATIONS = 2**22  # enough for a quantile
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Grid:
         return np.linspace(-self.width / 2, self.width / 2, self.points)
 
     def widened(self, cells: int) -> Grid:
-        """`cells` more on each side, as wide as those there are."""
+        """This grid with `cells` more cells of the same width on each side."""
         return Grid(self.points + 2 * cells, self.width + 2 * cells * self.spacing)
 
     def locate(self, x: Array) -> tuple[Array, Array]:
@@ -49,7 +49,8 @@ class Grid:
         """A spline with these control points, (points,), at x; straight lines beyond the ends. Shape of x, float64."""
         cell, t = self.locate(x)
         points = control_points.astype(np.float64)
-        return points[cell] + t * (points[cell + 1] - points[cell])
+        values: Array = points[cell] + t * (points[cell + 1] - points[cell])
+        return values
 
     def interpolation(self, new: Grid) -> Array:
         """The matrix, (new.points, points), that maps control points on this grid to values at the knots of `new`."""
@@ -61,7 +62,7 @@ class Grid:
         return matrix
 
     def is_exact_on(self, new: Grid) -> bool:
-        """Whether splines here are splines on `new`: each knot where they may bend is one there."""
+        """Whether splines on this grid stay exact on `new`: every inner knot, where they may bend, is a knot there."""
         u = (self.knots()[1:-1] + new.width / 2) / new.spacing
         nearest = np.round(u)
         on_a_knot = np.abs(u - nearest) < SAME_KNOT * max(1.0, self.spacing / new.spacing)
@@ -69,14 +70,14 @@ class Grid:
 
 
 def fitted_width(activations: Tensor, outside: float) -> float:
-    """Width of the narrowest grid around 0 with no more than a share `outside` of the activations beyond its ends.
+    """Width of the narrowest grid around 0 with at most a share `outside` of the activations beyond its ends.
 
-    Raises ValueError if there are none, or if they are all zero or not finite.
+    Raises ValueError if there are no activations, or if they are all zero or not finite.
     """
     if not 0 <= outside < 1:
         raise ValueError(f"outside must be a share, at least 0 and below 1; got {outside!r}")
     sizes = activations.detach().abs().flatten().float()
-    stride = math.ceil(sizes.numel() / MOST_ACTIVATIONS) or 1
+    stride = math.ceil(sizes.numel() / MAX_ACTIVATIONS) or 1
     sizes = sizes[::stride].sort().values
     if not len(sizes):
         raise ValueError("a grid cannot be fitted to no activations; give at least one")
@@ -90,5 +91,5 @@ def fitted_width(activations: Tensor, outside: float) -> float:
 
 
 def second_differences(control_points: Tensor) -> Tensor:
-    """(I, G, O) → (I, G-2, O)."""
+    """Second differences along the grid: (I, G, O) → (I, G-2, O)."""
     return torch.diff(control_points, n=2, dim=1)

@@ -1,8 +1,9 @@
-"""How control points follow from what a layer stores: c = S p along the grid, one matrix S for each variant.
+"""Parametrisations: a layer stores coefficients p, and its control points are c = S p along the grid.
 
-S depends on the number of control points alone. The functions that a layer can be are the same in every variant; what
-differs is which of them are close to each other, and so what an optimizer learns first. Columns of S are scaled such
-that a coefficient's effect does not depend on the grid: doubling the knots leaves a learning rate as good as it was.
+Each variant has its own matrix S, which depends only on the number of control points. Every variant can represent the
+same functions. The variant decides which functions are close to each other in weight space, and so what an optimizer
+learns first. Columns of S are scaled such that the effect of a coefficient does not depend on the grid, so a learning
+rate stays good when the knots are doubled.
 
 Sources: KANditioned's plans (Bui, 2025) for the prefix sums and cosines; Yserentant (1986) for the hierarchy.
 """
@@ -20,21 +21,21 @@ from torch import Tensor
 from common.tables import Tables
 from splines.grid import Array
 
-PASSBAND = 4  # balanced: cosine modes up to this are learnt at full speed, higher ones at a rate that falls as k⁻²
-FROM_HALVES = 400  # knots from which on two products of half the size beat one: `python bench/variants.py`, on a CPU
-DECAY = 1.0  # hierarchical: what halving an interval does to its hat's height, as an exponent of two
+PASSBAND = 4  # balanced: cosine modes up to this one are learnt at full speed, higher ones at a rate that falls as k⁻²
+MIN_KNOTS_FOR_HALVES = 400  # from here two products of half the size beat one (`python bench/variants.py`, on a CPU)
+DECAY = 1.0  # hierarchical: a hat's height is its interval's length to this power
 
 
 def hats(points: int) -> Array:
-    """The control points themselves."""
+    """The identity: coefficients are the control points."""
     return np.eye(points)
 
 
 def prefix_sums(points: int) -> Array:
-    """Second differences summed twice, and the line through both ends: tents with one kink each.
+    """Tents with one kink each (second differences, summed twice), and the line through both ends.
 
-    Coefficients: value at the first knot, G-2 second differences, value at the last knot. All second differences equal
-    to one make a parabola of height one, on any grid.
+    Coefficients: value at the first knot, G-2 second differences, value at the last knot. On any grid, coefficients of
+    one for all second differences make a parabola of height one.
     """
     u = np.linspace(0, 1, points)
     inner = u[1:-1]
@@ -43,9 +44,9 @@ def prefix_sums(points: int) -> Array:
 
 
 def cosine_modes(points: int) -> tuple[Array, Array]:
-    """The DCT-II modes, columns of root mean square one, (G, G); and ω_k = 2 sin(πk/2G), (G,).
+    """The DCT-II modes, as columns of root mean square one, (G, G), and ω_k = 2 sin(πk/2G), (G,).
 
-    Reflected at its ends, mode k has second differences of -ω_k² times itself.
+    If mode k is reflected at its ends, its second differences are -ω_k² times the mode.
     """
     k = np.arange(points)
     modes = np.cos(np.pi / points * np.outer(k + 0.5, k)) * np.sqrt(2)
@@ -56,22 +57,22 @@ def cosine_modes(points: int) -> tuple[Array, Array]:
 def corrected_cosines(points: int) -> Array:
     """Cosine modes scaled by ω⁻², corrected in two directions so that the penalty is exactly diagonal.
 
-    The reflection at the ends is not part of the penalty: in coefficients r of the second differences it leaves
-    |r|² - (b·r)² - (b'·r)², b and b' being the modes' values at the first and the last knot. Both directions are known:
-    b+b' (even modes) is penalized 2/G times as much as all others, and is rescaled; b-b' (odd modes) is a straight
-    line, not penalized at all, and a reflection turns it into a coordinate. Coefficients: constant, line, and G-2 with
-    a penalty of their squares.
+    The penalty does not include the reflection at the ends. In coefficients r of the second differences it is
+    |r|² - (b·r)² - (b'·r)², where b and b' are the values of the modes at the first and the last knot. The direction
+    b+b' (even modes) is penalized 2/G times as much as all others, so it is rescaled. The direction b-b' (odd modes) is
+    a straight line, which is not penalized at all, and a reflection turns it into a coordinate. The coefficients are a
+    constant, a line, and G-2 others whose squares add up to the penalty.
     """
     modes, omega = cosine_modes(points)
     ends = modes[[0, -1], 1:] / math.sqrt(points)  # (2, G-1)
     correction = np.eye(points - 1)
     even = ends.sum(axis=0)
-    if points > 2:  # else there is no even mode
+    if points > 2:  # with two points there is no even mode
         even /= np.linalg.norm(even)
         correction += (math.sqrt(points / 2) - 1) * np.outer(even, even)
     odd = (ends[0] - ends[1]) / math.sqrt(2)
     mirror = odd.copy()
-    mirror[0] -= 1  # takes the first mode's axis to `odd`
+    mirror[0] -= 1  # the reflection that maps the first mode's axis to `odd`
     if np.linalg.norm(mirror) > 1e-12:
         mirror /= np.linalg.norm(mirror)
         correction -= 2 * np.outer(mirror, mirror @ correction)
@@ -83,17 +84,17 @@ def corrected_cosines(points: int) -> Array:
 def balanced_cosines(points: int) -> Array:
     """Cosine modes scaled by (1 + λω⁴)^(-1/2): well conditioned for data and penalty together.
 
-    λ is such that the scale falls off above mode PASSBAND, wherever the knots are.
+    λ is chosen such that the scale falls off above mode PASSBAND for any number of knots.
     """
     modes, omega = cosine_modes(points)
     return modes / np.sqrt(1 + (omega * points / (math.pi * PASSBAND)) ** 4)
 
 
 def gram_polynomials(points: int) -> Array:
-    """Legendre polynomials of the grid: of degree 0 … G-1, orthogonal over the knots (Gram's), root mean square one.
+    """Gram's polynomials: degrees 0 … G-1, orthogonal over the knots, root mean square one.
 
-    By Lanczos' recurrence with full orthogonalization: Legendre polynomials sampled at the knots are almost dependent,
-    with a condition number of 1e7 at G=32 and 2e16 at G=64.
+    Computed by Lanczos' recurrence with full orthogonalization. Legendre polynomials sampled at the knots will not do:
+    they are almost dependent, with a condition number of 1e7 at G=32 and 2e16 at G=64.
     """
     x = np.linspace(-1, 1, points)
     basis = np.ones((points, points)) / math.sqrt(points)
@@ -106,10 +107,10 @@ def gram_polynomials(points: int) -> Array:
 
 
 def multilevel_hats(points: int) -> Array:
-    """Hats of ever smaller intervals: each coefficient is a knot's deviation from the line between its parents.
+    """Hats of smaller and smaller intervals: each coefficient is a knot's deviation from the line between its parents.
 
-    The ends come first, then the knot in the middle, then those in the middle of each half … (any G). A hat's height
-    falls with the length of its interval, to the power of DECAY.
+    The ends come first, then the knot in the middle, then the knots in the middle of each half, and so on, for any G.
+    A hat's height is the length of its interval to the power of DECAY.
     """
     basis = np.zeros((points, points))
     last = points - 1
@@ -137,12 +138,12 @@ BASES: dict[str, Callable[[int], Array]] = {
     "hierarchical": multilevel_hats,
 }
 VARIANTS = tuple(BASES)
-MIRRORED = ("DCT", "Legendre", "balanced")  # column k is even or odd about the middle of the grid, as k is
+MIRRORED = ("DCT", "Legendre", "balanced")  # column k is even about the middle of the grid if k is even, else odd
 
 
 @lru_cache
 def basis(variant: str, points: int) -> Array:
-    """S in float64, (G, G): control points by coefficients. Read-only."""
+    """S in float64, (G, G), which maps coefficients to control points. Read-only."""
     matrix = BASES[variant](points)
     matrix.setflags(write=False)
     return matrix
@@ -150,28 +151,28 @@ def basis(variant: str, points: int) -> Array:
 
 @lru_cache
 def inverse_basis(variant: str, points: int) -> Array:
-    """S⁻¹ in float64."""
+    """S⁻¹ in float64. Read-only."""
     matrix = np.linalg.inv(basis(variant, points))
     matrix.setflags(write=False)
     return matrix
 
 
 def stored_basis(variant: str, points: int, zero_centred: bool) -> Array:
-    """S of what a layer stores: without the middle control point where that is always zero."""
+    """S for the coefficients that a layer stores: without the middle control point if zero_centred."""
     matrix = basis(variant, points)
     return np.delete(matrix, points // 2, axis=1) if zero_centred else matrix
 
 
 class Parametrisation(Tables):
-    """Control points, (I, G, O), from what a layer stores, and back.
+    """Converts stored weights to control points (I, G, O) and back.
 
-    That has the same shape, or (I, G-1, O) where zero_centred: without the middle control points, which are zero.
+    Weights have the same shape, or (I, G-1, O) if zero_centred: the middle control points are zero and not stored.
     """
 
-    matrix: Tensor | None  # S, unless that is the identity
+    matrix: Tensor | None  # S, or None if it is the identity
 
     def __init__(self, variant: str, num_control_points: int, zero_centred: bool, like: Tensor) -> None:
-        """`like`: a tensor of the device and dtype to compute in."""
+        """`like` is a tensor with the device and dtype to compute in."""
         super().__init__()
         self.variant = variant
         self.num_control_points = num_control_points
@@ -192,7 +193,7 @@ class Parametrisation(Tables):
             return torch.cat((left, middle, right), dim=1)
         if self.matrix is None:
             return weight
-        if self.variant in MIRRORED and self.num_control_points >= FROM_HALVES:
+        if self.variant in MIRRORED and self.num_control_points >= MIN_KNOTS_FOR_HALVES:
             return mirrored_product(self.matrix, weight)
         return torch.matmul(self.matrix, weight)
 
@@ -217,11 +218,11 @@ class Parametrisation(Tables):
 def mirrored_product(matrix: Tensor, weight: Tensor) -> Tensor:
     """matrix (G, G) times weight (I, G, O) with half the multiplications, for columns that are even and odd in turn.
 
-    The even ones make a function's symmetric part, the odd ones the rest; both are known from half of the grid. This is
-    the first step of a fast cosine transform; the steps after it would save less than their additions cost.
+    Even columns make a function's symmetric part and odd ones the antisymmetric part, so half of the grid determines
+    both. This is the first step of a fast cosine transform. Its later steps would save less than their additions cost.
     """
     half = len(matrix) // 2
-    middle = len(matrix) - half  # one more than half where there is a knot in the middle
+    middle = len(matrix) - half  # one more than `half` if there is a knot in the middle
     symmetric = torch.matmul(matrix[:middle, ::2], weight[:, ::2])  # (I, middle, O)
     rest = torch.matmul(matrix[:half, 1::2], weight[:, 1::2])  # (I, half, O)
     left, between = symmetric[:, :half], symmetric[:, half:]
@@ -229,5 +230,5 @@ def mirrored_product(matrix: Tensor, weight: Tensor) -> Tensor:
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on Apple's GPUs, which have no other."""
+    """float64, or float32 on Apple's GPUs, which lack float64."""
     return torch.float32 if device.type == "mps" else torch.float64

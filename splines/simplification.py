@@ -1,8 +1,8 @@
-"""Splines that may as well be straight lines or constants, and the layer with these in their place.
+"""Finds splines that can be replaced by straight lines or constants, and makes the replacements.
 
-How much a replacement changes is measured on the activations themselves, those outside the grid included: a spline is
-b(x)·c with c its control points and b(x) two weights that add up to 1, so means and variances over tokens follow from
-the means of b, of b bᵀ and of x b, which are the same for all outputs.
+The change that a replacement makes is measured on the activations themselves, also outside the grid. A spline is
+b(x)·c, where c are its control points and b(x) has two non-zero weights that add up to 1. So its mean and variance over
+tokens follow from the means of b, of b bᵀ and of x b, which are the same for all outputs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from splines.grid import Array, Grid
 
 @dataclass(frozen=True)
 class Replacements:
-    """What to do with each spline of a layer, and the lines to do it with; (I, O) each."""
+    """For each spline of a layer, whether to replace it, and the line that replaces it; (I, O) each."""
 
     removed: Array
     """Splines that become constants."""
     straight: Array
-    """Splines that become straight lines (none of `removed`)."""
+    """Splines that become straight lines; none of them is in `removed`."""
     mean: Array
-    """Mean over the activations."""
+    """Mean of the spline over the activations."""
     slope: Array
-    """Of the least-squares line."""
+    """Slope of the least-squares line."""
     center: Array
     """Mean activation of each input, (I,)."""
 
@@ -51,7 +51,7 @@ class Moments:
 
 
 def moments(rows: Array, grid: Grid) -> Moments:
-    """The means over activations (M, I) that the replacement of splines on `grid` needs."""
+    """The means over activations (M, I) that `plan` needs for splines on `grid`."""
     count, features = rows.shape
     points = grid.points
     x = rows.astype(np.float64)
@@ -69,11 +69,11 @@ def moments(rows: Array, grid: Grid) -> Moments:
 
 
 def plan(control_points: Array, seen: Moments, tolerance: float) -> Replacements:
-    """Replace what changes little: by at most `tolerance` times a typical spline into the same output.
+    """Choose replacements that change a spline by at most `tolerance` times a typical spline into the same output.
 
-    A typical spline's size is the root mean square of the standard deviations of all splines into that output; what a
-    replacement changes is its root mean square over the activations. So if changes are independent of one another,
-    each output changes by at most `tolerance` times what it varies.
+    The size of a typical spline is the root mean square of the standard deviations of all splines into that output. The
+    size of a change is its root mean square over the activations. So if changes are independent of one another, each
+    output changes by at most `tolerance` times its standard deviation.
     """
     values = control_points.astype(np.float64)  # (I, G, O)
     mean = np.einsum("ig,igo->io", seen.hats, values)
@@ -82,23 +82,23 @@ def plan(control_points: Array, seen: Moments, tolerance: float) -> Replacements
     covariance = np.einsum("ig,igo->io", seen.products, values)
     spread = np.maximum(seen.spread, np.finfo(np.float64).tiny)[:, None]
     rest = np.maximum(variance - covariance**2 / spread, 0)
-    most = tolerance**2 * variance.mean(0)
-    removed = variance <= most
-    return Replacements(removed, (rest <= most) & ~removed, mean, covariance / spread, seen.center)
+    limit = tolerance**2 * variance.mean(0)
+    removed = variance <= limit
+    return Replacements(removed, (rest <= limit) & ~removed, mean, covariance / spread, seen.center)
 
 
 def replace(
     control_points: Array, knots: Array, plan: Replacements, has_bias: bool, zero_centred: bool
 ) -> tuple[Array, Array]:
-    """The control points (I, G, O) of a layer whose splines are replaced as planned, and what its bias gains (O,).
+    """The control points (I, G, O) after the planned replacements, and the values to add to the bias, (O,).
 
-    Removed splines leave their means to the bias. Without one the largest spline of the output takes them.
+    The bias takes over the means of removed splines. Without a bias the largest spline of the output takes them over.
     """
-    level = plan.mean - plan.slope * plan.center[:, None]  # of the lines at 0, (I, O)
+    level = plan.mean - plan.slope * plan.center[:, None]  # values of the lines at 0, (I, O)
     lines = plan.slope[:, None] * knots[:, None] + level[:, None]
     values = np.where(plan.straight[:, None], lines, np.where(plan.removed[:, None], 0.0, control_points))
     lost = np.where(plan.removed, plan.mean, 0.0)
-    if zero_centred:  # lines go through zero there, so the bias takes their levels too
+    if zero_centred:  # there all splines are zero at 0, so the bias takes over the levels of the lines too
         values -= np.where(plan.straight, level, 0.0)[:, None]
         lost = lost + np.where(plan.straight, level, 0.0)
     if has_bias:

@@ -1,6 +1,7 @@
-"""A spline layer at one step of training and what reaches it, as plain arrays: all that is ever drawn or summed up.
+"""Snapshots: a spline layer at one step of training and its activations, as plain arrays.
 
-Taking one costs O(tokens·I + I·G·O); nothing of size tokens x I x O is made.
+Pictures, statistics and the report work on snapshots only. Taking one costs O(tokens·I + I·G·O); nothing of size
+tokens x I x O is materialised.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ import numpy as np
 from splines.grid import Array, Grid
 
 HISTOGRAM_BINS = 60
-VISIBLE = 0.75  # what is looked at of the input axis, ± in grid widths: the grid and half as much again
-MOST_VOCABULARY = 128  # tokens whose activations are averaged: the most frequent
-LEAST_COUNT = 4  # a token seen less often has no mean worth showing
+VISIBLE = 0.75  # pictures show inputs up to ± this many grid widths: the grid and half as much again
+MAX_VOCABULARY = 128  # activations are averaged for so many of the most frequent tokens
+MIN_COUNT = 4  # the mean over fewer occurrences of a token says little
 REACH = 0.99
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One layer, or a block of its features: the rows `inputs` and columns `outputs` of I x O splines."""
+    """One layer, or some of its features: the rows `inputs` and columns `outputs` of its I x O splines."""
 
     layer: int
     """Its number among the model's spline layers."""
     name: str
-    """For example "layer 3", or the place in the block if it has several: "block 1, attention gate"."""
+    """For example "layer 3"; if a Transformer block has several spline layers, "block 1, attention gate"."""
     in_features: int
-    """Of the whole layer."""
+    """Input features of the whole layer."""
     out_features: int
+    """Output features of the whole layer."""
     spline_width: float
     inputs: Array
     """Numbers of the input features that are kept, (I,)."""
@@ -41,9 +43,9 @@ class Snapshot:
     control_points: Array
     """Values at the knots, (I, G, O), float32."""
     use: Array
-    """How much each knot matters to each feature, (I, G): the mean over tokens of its hat; rows sum to 1.
+    """Use of each knot by each feature, (I, G): the mean of the knot's hat function over tokens. Rows sum to 1.
 
-    Activations outside the grid count for the end knots; without activations all knots count the same.
+    Activations outside the grid count for the end knots. Without activations all knots count the same.
     """
     cells: Array
     """Share of the activations in each cell of the grid, (I, G-1); zeros if not known."""
@@ -56,11 +58,11 @@ class Snapshot:
     outside: Array
     """Share of the activations outside the grid, (I,); nan if not known."""
     reach: float
-    """Absolute value that the share REACH of the layer's activations stays within; nan if not known."""
+    """The REACH quantile of the absolute activations of the layer; nan if not known."""
     tokens: Array
-    """The most frequent tokens that were seen, (V,), the most frequent first; empty if not known."""
+    """The most frequent tokens, (V,), most frequent first; empty if not known."""
     token_means: Array
-    """Mean activation of each feature where the token is one of these, (V, I)."""
+    """Mean activation of each feature at each of these tokens, (V, I)."""
 
     @property
     def num_control_points(self) -> int:
@@ -72,7 +74,7 @@ class Snapshot:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all features of the layer are here."""
+        """Whether the snapshot has all features of the layer."""
         return len(self.inputs) == self.in_features and len(self.outputs) == self.out_features
 
     @property
@@ -80,7 +82,7 @@ class Snapshot:
         return not math.isnan(self.reach)
 
     def block(self, rows: Array, columns: Array) -> Snapshot:
-        """Only some of the features, by their place in `inputs` and `outputs`."""
+        """The snapshot of some of the features, by their position in `inputs` and `outputs`."""
         per_input = {
             name: getattr(self, name)[rows]
             for name in ("inputs", "use", "cells", "histogram", "below", "above", "outside")
@@ -104,8 +106,8 @@ def take(
 ) -> Snapshot:
     """The snapshot of a layer with these control points, (I, G, O), float32.
 
-    `rows`: activations that reach it, (M, I), finite; `tokens`: the tokens that they belong to, (M,). `layer` is its
-    number among the model's spline layers.
+    `rows` are its input activations, (M, I), finite; `tokens` are the tokens that they belong to, (M,). `layer` is the
+    layer's number among the model's spline layers.
     """
     in_features, points, out_features = control_points.shape
     outside, reach = np.full(in_features, math.nan, np.float32), math.nan
@@ -138,7 +140,7 @@ def take(
 
 
 def knot_use(rows: Array | None, features: int, grid: Grid) -> tuple[Array, Array]:
-    """`Snapshot.use` and `Snapshot.cells` of activations (M, I)."""
+    """`Snapshot.use` and `Snapshot.cells` from activations (M, I)."""
     knots = grid.points
     if rows is None:
         return np.full((features, knots), 1 / knots, np.float32), np.zeros((features, knots - 1), np.float32)
@@ -152,7 +154,7 @@ def knot_use(rows: Array | None, features: int, grid: Grid) -> tuple[Array, Arra
 
 
 def activation_histogram(rows: Array | None, features: int, width: float) -> tuple[Array, Array, Array]:
-    """`Snapshot.histogram`, `below` and `above` of activations (M, I)."""
+    """`Snapshot.histogram`, `below` and `above` from activations (M, I)."""
     if rows is None:
         return (
             np.zeros((features, HISTOGRAM_BINS), np.float32),
@@ -161,7 +163,7 @@ def activation_histogram(rows: Array | None, features: int, width: float) -> tup
         )
     end = VISIBLE * width
     below, above = ((rows < -end).mean(0).astype(np.float32), (rows > end).mean(0).astype(np.float32))
-    bins = HISTOGRAM_BINS + 2  # one for all that is below, one for all that is above
+    bins = HISTOGRAM_BINS + 2  # one more at each end, for everything beyond it
     place = np.clip(np.floor((rows + end) * (HISTOGRAM_BINS / (2 * end))), 0, HISTOGRAM_BINS - 1).astype(np.int64) + 1
     place[rows < -end] = 0
     place[rows > end] = bins - 1
@@ -172,12 +174,12 @@ def activation_histogram(rows: Array | None, features: int, width: float) -> tup
 
 
 def token_means(rows: Array | None, tokens: Array | None) -> tuple[Array, Array]:
-    """`Snapshot.tokens` and `token_means` of activations (M, I) and the tokens (M,) that they belong to."""
+    """`Snapshot.tokens` and `token_means` from activations (M, I) and the tokens (M,) that they belong to."""
     if rows is None or tokens is None or tokens.size != len(rows):
         return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
     found, place, counts = np.unique(tokens.ravel(), return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:MOST_VOCABULARY]
-    order = order[counts[order] >= LEAST_COUNT]
+    order = np.argsort(-counts, kind="stable")[:MAX_VOCABULARY]
+    order = order[counts[order] >= MIN_COUNT]
     by_token = np.argsort(place, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)])
     means = [rows[by_token[starts[k] : starts[k + 1]]].mean(0, dtype=np.float32) for k in order]
@@ -196,7 +198,7 @@ def save(path: str | PathLike[str], snapshots: Sequence[Snapshot]) -> None:
 
 
 def load(path: str | PathLike[str]) -> list[Snapshot]:
-    """What `save` wrote. OSError, ValueError or KeyError if it is not that; nothing in the file is executed."""
+    """Read snapshots that `save` wrote. Raises OSError, ValueError or KeyError. Nothing in the file is executed."""
     with np.load(path, allow_pickle=False) as arrays:
         return [_read(f"{number}.", arrays) for number in range(int(arrays["count"]))]
 

@@ -1,4 +1,4 @@
-"""The numbers that sum up a spline layer, and what to do when they show a bad grid."""
+"""Numbers that sum up a spline layer, and advice if they show a bad grid."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from splines.grid import Array
 from splines.snapshot import Snapshot
 from splines.views import Variation, edge_variation
 
-LINEAR_SHARE = 0.05  # a spline is effectively linear if a straight line explains all but this of its variation …
-DEAD_SHARE = 0.05  # … and dead if its standard deviation is below this part of a typical spline into the same output
+LINEAR_SHARE = 0.05  # a spline is effectively linear if a straight line leaves at most this share of its variation
+DEAD_SHARE = 0.05  # a spline is dead if its standard deviation is below this part of a typical one into the same output
 USED_CELL = 0.01  # a cell is used if this share of a feature's activations lies in it
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-MOST_OUTSIDE = 0.15  # warn above
-LEAST_USED = 0.5  # warn below, of the cells
-ALL_LINEAR = 0.95  # warn above, of the living splines
+MAX_OUTSIDE = 0.15  # share of activations outside the grid above which advice is given
+MIN_USED = 0.5  # share of used cells below which advice is given
+MAX_LINEAR = 0.95  # share of effectively linear splines above which advice is given
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What the splines of one layer are like. Where activations are not known, `outside` and `used_cells` are None."""
+    """Numbers that describe the splines of one layer. Those about activations are None if activations are not known."""
 
     layer: int
     name: str
     num_control_points: int
     spline_width: float
     linear: float
-    """Share of the splines that are effectively linear under use (`LINEAR_SHARE`) and not dead."""
+    """Share of the splines that are effectively linear under use (`LINEAR_SHARE`) but not dead."""
     dead: float
     """Share of the splines that hardly vary under use (`DEAD_SHARE`)."""
     curved: float
     """Share of all variation that no straight line explains."""
     curved_quantiles: tuple[float, ...]
-    """The same spline by spline: at the QUANTILES."""
+    """The same share for each spline: its QUANTILES over the splines."""
     effective_rank: float
     """exp of the entropy of the singular values of the (I·G, O) control points about each spline's mean."""
     max_rank: int
     outside: float | None
     """Share of the activations outside the grid."""
     used_cells: float | None
-    """Cells that a feature uses (`USED_CELL`), mean over features; of G - 1."""
+    """Number of the G - 1 cells that a feature uses (`USED_CELL`), mean over features."""
     reach: float | None
-    """Absolute value that 99 % of the activations stay within."""
+    """Absolute value that 99 % of the activations do not exceed."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -77,9 +77,10 @@ def layer_statistics(snapshot: Snapshot) -> LayerStatistics:
 
 
 def dead_splines(variation: Variation) -> Array:
-    """Which splines hardly vary, (I, O): beside the root mean square over the splines into the same output."""
+    """Whether each spline hardly varies, (I, O), compared to the root mean square of those into the same output."""
     typical = variation.total.mean(0)
-    return (variation.total <= DEAD_SHARE**2 * typical) | (variation.total == 0)
+    dead: Array = (variation.total <= DEAD_SHARE**2 * typical) | (variation.total == 0)
+    return dead
 
 
 def effective_rank(control_points: Array) -> float:
@@ -96,7 +97,7 @@ def effective_rank(control_points: Array) -> float:
 
 
 def flat(statistics: Sequence[LayerStatistics]) -> dict[str, float]:
-    """One number a name, `splines/layer_0/linear` …, for trackers that plot by name."""
+    """The numbers by names like `splines/layer_0/linear`, for trackers that plot each name."""
     return {
         f"splines/layer_{each.layer}/{name}": value
         for each in statistics
@@ -106,11 +107,11 @@ def flat(statistics: Sequence[LayerStatistics]) -> dict[str, float]:
 
 
 def grid_advice(statistics: Sequence[LayerStatistics]) -> list[str]:
-    """One sentence for each kind of bad grid, about the layer that has it worst, with what to try."""
+    """One sentence for each kind of bad grid: the layer where it is worst, and what to try."""
     found = []
     known = [each for each in statistics if each.outside is not None]
     worst = max(known, key=lambda each: each.outside or 0, default=None)
-    if worst and worst.outside is not None and worst.outside > MOST_OUTSIDE and worst.reach is not None:
+    if worst and worst.outside is not None and worst.outside > MAX_OUTSIDE and worst.reach is not None:
         found.append(
             f"{100 * worst.outside:.0f} % of the activations of {worst.name} lie outside the grid: "
             f"consider --spline-width {wide_enough(worst.reach):g}"
@@ -118,19 +119,19 @@ def grid_advice(statistics: Sequence[LayerStatistics]) -> list[str]:
     emptiest = min(known, key=lambda each: (each.used_cells or 0) / (each.num_control_points - 1), default=None)
     if emptiest and emptiest.used_cells is not None:
         cells = emptiest.num_control_points - 1
-        if emptiest.used_cells < LEAST_USED * cells and cells > 1 and emptiest.reach is not None:
+        if emptiest.used_cells < MIN_USED * cells and cells > 1 and emptiest.reach is not None:
             narrower = wide_enough(emptiest.reach)
-            mend = (
+            advice = (
                 f"--spline-width {narrower:g}" if narrower < emptiest.spline_width else "a lower --num-control-points"
             )
-            found.append(f"{emptiest.name} uses {emptiest.used_cells:.1f} of its {cells} cells: consider {mend}")
+            found.append(f"{emptiest.name} uses {emptiest.used_cells:.1f} of its {cells} cells: consider {advice}")
     return found
 
 
 def curve_advice(statistics: Sequence[LayerStatistics]) -> list[str]:
-    """A sentence if a layer has hardly any curves, for trained models: splines begin as straight lines."""
+    """A sentence if a layer has hardly any curves; for trained models, since splines begin as straight lines."""
     straight = max(statistics, key=lambda each: each.linear, default=None)
-    if straight is None or straight.linear <= ALL_LINEAR:
+    if straight is None or straight.linear <= MAX_LINEAR:
         return []
     return [
         f"{100 * straight.linear:.0f} % of the splines of {straight.name} are effectively linear: "
@@ -139,5 +140,5 @@ def curve_advice(statistics: Sequence[LayerStatistics]) -> list[str]:
 
 
 def wide_enough(reach: float) -> float:
-    """The least whole number that, as the grid's width, holds activations up to ±reach."""
+    """The smallest whole number that is wide enough for a grid to hold activations up to ±reach."""
     return float(max(1, math.ceil(2 * reach - 1e-6)))

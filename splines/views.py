@@ -1,8 +1,8 @@
-"""What is worth seeing of a spline layer, as plain data: its most curved splines, and where its curvature lies.
+"""Views of a spline layer, as plain data: its most curved splines, and where its curvature lies.
 
-A spline that is straight where the activations are does nothing a linear layer could not. So a spline's importance is
-its curvature weighted with use: the root mean square, over the knots that the activations come near, of the second
-difference of its control points.
+A spline that is straight where the activations are does nothing that a linear layer could not do. So the importance of
+a spline is its curvature weighted by use: the root mean square, over the knots near activations, of the second
+differences of its control points.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEAT_MAP_SIZE = 128
 
 @dataclass(frozen=True, eq=False)
 class SplineView:
-    """One spline and what reaches it."""
+    """One spline and the histogram of its activations."""
 
     layer: int
     input: int
@@ -33,7 +33,7 @@ class SplineView:
     histogram: Array
     """Shares of the activations, (HISTOGRAM_BINS,), in even bins on ±VISIBLE · spline_width; zeros if not known."""
     importance: float
-    """Curvature weighted with use; 0 for a straight line."""
+    """Curvature weighted by use; 0 for a straight line."""
 
     @property
     def grid(self) -> Grid:
@@ -42,7 +42,7 @@ class SplineView:
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
-    """One spline layer: the splines to draw, and what sums up all others."""
+    """One spline layer: the splines to draw, and summaries of all splines."""
 
     layer: int
     name: str
@@ -51,21 +51,21 @@ class LayerView:
     splines: tuple[SplineView, ...]
     """Most important first."""
     heat_map: Array
-    """Importance by input (down) and output (across), the maximum of blocks where more than HEAT_MAP_SIZE."""
+    """Importance by input (down) and output (across). Larger layers show the maxima of HEAT_MAP_SIZE² blocks."""
     curved_shares: Array
-    """Shares of the splines, (CURVED_BINS,), in even bins of the part of their variation no straight line explains."""
+    """Histogram of `Variation.curved_share`: the share of the splines in each of CURVED_BINS even bins."""
     curved: float
-    """That part over all splines together, 0 … 1."""
+    """Curved share of the variation of all splines together, 0 … 1."""
     outside: float
     """Share of the activations outside the grid; nan if not known."""
 
 
 @dataclass(frozen=True, eq=False)
 class Variation:
-    """How much the splines of a layer vary under use, and how much of that no straight line explains; (I, O) each.
+    """The variation of a layer's splines under use, and the part that no straight line explains; (I, O) each.
 
-    Variation is the variance of a spline's values at its knots, weighted with use; a weighted least-squares line
-    explains a part of it, the rest is curved.
+    Variation is the variance of a spline's values at its knots, weighted by use. A weighted least-squares line explains
+    a part of it; the rest is curved.
     """
 
     total: Array
@@ -73,7 +73,7 @@ class Variation:
 
     @property
     def curved_share(self) -> Array:
-        """0 for a straight line (and for one without variation) … 1."""
+        """From 0, for a straight line and for a constant, to 1."""
         return np.divide(self.curved, self.total, out=np.zeros_like(self.curved), where=self.total > 0)
 
 
@@ -96,7 +96,7 @@ def layer_view(snapshot: Snapshot, count: int) -> LayerView:
 
 
 def most_curved(snapshot: Snapshot, count: int = 12) -> list[SplineView]:
-    """The `count` most important splines, most important first, no feature more than twice while others are left."""
+    """The `count` most important splines, most important first. See `varied_top` for how often a feature occurs."""
     importance = edge_importance(snapshot)
     return view_splines(snapshot, varied_top(importance, count), importance)
 
@@ -104,7 +104,7 @@ def most_curved(snapshot: Snapshot, count: int = 12) -> list[SplineView]:
 def view_splines(
     snapshot: Snapshot, edges: Iterable[tuple[int, int]], importance: Array | None = None
 ) -> list[SplineView]:
-    """Views of the splines at these (row, column) places of the snapshot."""
+    """Views of the splines at these (row, column) positions in the snapshot."""
     importance = edge_importance(snapshot) if importance is None else importance
     return [
         SplineView(
@@ -121,17 +121,17 @@ def view_splines(
 
 
 def edge_importance(snapshot: Snapshot) -> Array:
-    """Curvature weighted with use of every spline, (I, O): sqrt(Σ_g use[i,g] · (second difference at g)²)."""
+    """The importance of every spline, (I, O): sqrt(Σ_g use[i,g] · (second difference at g)²)."""
     points = snapshot.control_points  # (I, G, O)
     total = np.zeros((points.shape[0], points.shape[2]))
-    for g in range(1, points.shape[1] - 1):  # in place of (I, G, O) at once: two (I, O) at a time
+    for g in range(1, points.shape[1] - 1):  # knot by knot, to save the memory of (I, G, O)
         bend = points[:, g - 1] - 2 * points[:, g] + points[:, g + 1]
         total += snapshot.use[:, g, None] * bend**2
     return np.sqrt(total)
 
 
 def edge_variation(snapshot: Snapshot) -> Variation:
-    """See `Variation`."""
+    """The total and the curved variation of every spline."""
     values = snapshot.control_points.astype(np.float64)  # (I, G, O)
     use = snapshot.use.astype(np.float64)
     values -= np.einsum("ig,igo->io", use, values)[:, None]  # (I, G, O), around each spline's mean
@@ -144,13 +144,13 @@ def edge_variation(snapshot: Snapshot) -> Variation:
 
 
 def varied_top(importance: Array, count: int, at_most: int = 2) -> list[tuple[int, int]]:
-    """The (input, output) of the largest entries, none in more than `at_most` in a row or column while others are."""
+    """(input, output) of the largest entries, at most `at_most` per row and column until those run out."""
     wanted = min(count, importance.size)
     left = importance.copy()
     picked: list[tuple[int, int]] = []
     while len(picked) < wanted:
         i, o = (int(k) for k in np.unravel_index(left.argmax(), left.shape))
-        if left[i, o] < 0:  # every row and column had its turn: fill up with what is left
+        if left[i, o] < 0:  # no row and column may take more: drop the limit
             left, at_most = importance.copy(), wanted
             left[tuple(zip(*picked, strict=True))] = -1
             continue
@@ -164,13 +164,13 @@ def varied_top(importance: Array, count: int, at_most: int = 2) -> list[tuple[in
 
 
 def most_important_first(importance: Array) -> Array:
-    """Rows and columns in falling order of their sums; features have no order of their own. (I, O) → (I, O)."""
+    """Sort rows and columns by their sums, largest first: features have no order of their own. (I, O) → (I, O)."""
     rows, columns = importance.sum(axis=1), importance.sum(axis=0)
     return importance[np.argsort(-rows)][:, np.argsort(-columns)]
 
 
 def max_pool(values: Array, size: int) -> Array:
-    """`values` (I, O) in at most size x size blocks as even as can be, the maximum of each; float32."""
+    """Maxima of `values` (I, O) over at most size x size blocks of nearly equal size; float32."""
     for axis, length in enumerate(values.shape):
         if length > size:
             values = np.maximum.reduceat(values, np.arange(size) * length // size, axis=axis)

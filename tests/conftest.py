@@ -1,4 +1,4 @@
-"""Shared fixtures: devices, determinism, and a tiny prepared dataset that tests make themselves."""
+"""Fixtures and settings for all tests: devices, a fixed seed, and which tests this machine skips."""
 
 import common.threads  # noqa: F401  before torch
 
@@ -10,9 +10,11 @@ from hypothesis import HealthCheck
 from backends import BACKENDS, triton
 from tests import machine
 
-# Hypothesis otherwise fails what takes long, an example 200 ms, as any may where other processes take the cores.
+# Hypothesis would fail an example that takes 200 ms, and any may take that long on a busy machine.
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
+
+FOR_CPUS = ("native", "amx")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def why_skipped(item: pytest.Item) -> str | None:
-    """What this machine lacks for a test, or None: by its marks and by the backend that it is about."""
+    """Why this machine skips a test, by its marks and by its backend, or None."""
     on_gpu = item.get_closest_marker("cuda") is not None
     needs = [need for mark in item.iter_markers("needs") for need in mark.args] + ["cuda"] * on_gpu
     lacking = next((reason for need in needs if (reason := machine.why_not(need))), None)
@@ -31,6 +33,8 @@ def why_skipped(item: pytest.Item) -> str | None:
     impl = params.get("impl")
     if lacking or impl not in BACKENDS:
         return lacking
+    if impl in FOR_CPUS and torch.device(params.get("device", "cpu")).type != "cpu":
+        return "a kernel for CPUs"
     if impl == "triton" and triton.interpreted() and (params.get("dtype") is torch.bfloat16 or "autocast" in item.name):
         return "Triton's interpreter computes bfloat16 wrongly"
     return machine.why_not_impl(impl, "cuda" if on_gpu else "cpu")

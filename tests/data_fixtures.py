@@ -1,4 +1,4 @@
-"""What the tests of the data share: small datasets, and where texts and GPT-2's vocabulary lie."""
+"""Small datasets, Tiny Shakespeare and GPT-2's vocabulary, for the tests of data."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ GPT2_FILES = ("6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449ab
 
 @pytest.fixture(scope="session")
 def gpt2_vocabulary() -> Iterator[Path]:
-    """The folder of GPT-2's vocabulary files, in TIKTOKEN_CACHE_DIR for the tests; skips without one."""
+    """The folder of GPT-2's vocabulary files, to which TIKTOKEN_CACHE_DIR points. Skips the test if there is none."""
     pytest.importorskip("tiktoken")
     candidates = [Path(os.environ.get("TIKTOKEN_CACHE_DIR") or "."), ROOT.parent / "shared/data/tiktoken"]
     for folder in candidates:
@@ -32,7 +32,7 @@ def gpt2_vocabulary() -> Iterator[Path]:
 def write_dataset(
     folder: Path, train: np.ndarray, val: np.ndarray, shard_tokens: int = 100_000_000, characters: int = 100
 ) -> Path:
-    """A dataset of the given tokens, in a vocabulary of `characters` characters from U+0020 on."""
+    """Write a dataset of these tokens. Its vocabulary is `characters` characters, beginning with U+0020."""
     tokenizer = CharTokenizer([chr(32 + i) for i in range(characters)])
     with DatasetWriter(folder, tokenizer, "a test", shard_tokens) as writer:
         writer.write("train", train)

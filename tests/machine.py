@@ -1,4 +1,4 @@
-"""What this machine cannot do: the one place that decides which tests are skipped, and why.
+"""Decides, for all tests, which of them this machine skips and why.
 
 `@pytest.mark.needs("compiler", "kernel")` skips a test, or a module by its `pytestmark`; `require("compiler")` one that
 is already running. Tests that compute with each backend in turn ask `why_not_impl`.
@@ -22,19 +22,19 @@ WITHOUT_A_TRITON_GPU = "needs a CUDA GPU; test_triton.py repeats it in Triton's 
 
 
 def why_not(need: str) -> str | None:
-    """Why this machine lacks what a test needs, or None where it has it."""
+    """Why this machine cannot run tests that need this, or None."""
     return NEEDS[need]()
 
 
 def require(need: str) -> None:
-    """Skip the test that is running, or the module that is being imported, where this machine lacks what it needs."""
+    """Skip the running test, or the module that is being imported, if this machine lacks `need`."""
     reason = why_not(need)
     if reason is not None:
         pytest.skip(reason, allow_module_level=True)
 
 
 def why_not_impl(impl: str, device: str = "cpu") -> str | None:
-    """Why layers cannot be computed by this backend here, or None."""
+    """Why this backend cannot compute layers here, or None."""
     if impl == "triton" and device == "cpu" and not triton.interpreted():
         return WITHOUT_A_TRITON_GPU
     return BACKENDS[impl].why_not(Problem(8, semi_structured.POINTS, 8, torch.device(device)))
@@ -54,7 +54,7 @@ def _program(name: str) -> Callable[[], str | None]:
 
 
 def _why_no_torch_compile() -> str | None:
-    """For CPUs Inductor calls $CXX or g++ (on macOS clang++), and nothing else."""
+    """Check the compiler that Inductor calls for CPUs: $CXX, else g++ (clang++ on macOS)."""
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     return None if shutil.which(name) else f"torch.compile needs the C++ compiler {name}"
 

@@ -1,4 +1,4 @@
-"""One process of a group that trains several tiny runs in turn: `python -m tests.rank CASES.json`, for the tests."""
+"""Train several tiny runs as one process of a group, for the tests: `python -m tests.rank CASES.json`."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from training.distributed import join_world
 
 
 def main() -> None:
-    """CASES.json: [[arguments, step to stop at], …]; the sentences of runs that were refused go to REFUSED.json."""
+    """Read [[arguments, step to stop at], …] from CASES.json, and write the errors of refused runs to refused.json."""
     cases_path = Path(sys.argv[1])
     refused = {}
     with join_world() as world:

@@ -1,4 +1,4 @@
-"""Runs made up for tests of the report: their options, metrics, samples and records, without any training."""
+"""Made-up runs for tests of the report: options, metrics, samples and records without any training."""
 
 import dataclasses
 import json
@@ -19,15 +19,6 @@ from training.config import Config, save
 LETTERS = "abcdefgh <\n"
 
 
-def random_layer(
-    in_features: int, out_features: int, knots: int, width: float = 4.0, seed: int = 0, scale: float = 0.3
-) -> KANLayer:
-    layer = KANLayer(in_features, out_features, num_control_points=knots, spline_width=width)
-    with torch.no_grad():
-        layer.weight.normal_(std=scale, generator=torch.Generator().manual_seed(seed))
-    return layer
-
-
 def look_at(layer: KANLayer, index: int = 0, seed: int = 0, count: int = 500) -> Snapshot:
     """A snapshot with activations that depend a little on the token."""
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +30,7 @@ def look_at(layer: KANLayer, index: int = 0, seed: int = 0, count: int = 500) ->
 def make_run(
     folder: Path, layers_by_step: dict[int, list[KANLayer]], sample: str = "a sample", **changes: object
 ) -> Path:
-    """A run that was evaluated, and its splines recorded, at these steps."""
+    """Make a run that was evaluated, and whose splines were recorded, at these steps."""
     config = dataclasses.replace(Config(), out_dir=str(folder), max_iters=max(layers_by_step), **changes)  # type: ignore[arg-type]
     (folder / "samples").mkdir(parents=True)
     save(config, folder / "config.toml")

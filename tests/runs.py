@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a tiny dataset, tiny options, and ways to call the commands."""
+"""A tiny dataset, tiny options and ways to call the commands, for tests of whole runs."""
 
 import contextlib
 import io
@@ -47,12 +47,12 @@ WORDS = np.array(
 
 
 def random_words(count: int, seed: int = 0) -> str:
-    """Text to learn from: words in random order."""
+    """Words in random order, as text to learn from."""
     return " ".join(np.random.default_rng(seed).choice(WORDS, count)) + "\n"
 
 
 def make_dataset(folder: Path, text: str = "") -> Path:
-    """A prepared character dataset; nine tenths of `text` are for training."""
+    """Write a prepared character dataset, with nine tenths of `text` for training."""
     text = text or random_words(600)
     tokenizer = CharTokenizer.from_text(text)
     tokens = tokenizer.encode_array(text)
@@ -84,7 +84,7 @@ def make_trainer(arguments: list[str], world: World = ALONE) -> train.Trainer:
 
 
 def let_go(run: Run) -> None:
-    """Unlock the run's directory, as the end of its process does."""
+    """Unlock the run's directory, like the end of its process."""
     if run.lock is not None:
         run.lock.release()
 
@@ -101,11 +101,11 @@ class StopAfter:
         return self.trainer.progress.step >= self.step
 
     def agree(self, world: World) -> bool:
-        return bool(self)  # all processes have done as many steps
+        return bool(self)  # all processes have done the same number of steps
 
 
 def train_until(arguments: list[str], step: int = 1 << 30, world: World = ALONE) -> train.Trainer:
-    """Train in this process, through no command; stop after `step`, as after a SIGTERM."""
+    """Train in this process without a command, and stop after `step` as if by SIGTERM."""
     trainer = make_trainer(arguments, world)
     try:
         trainer.train(StopAfter(trainer, step))  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def command(script: str, *arguments: object) -> list[str]:
 def run_command(
     script: str, *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 60, **more: Any
 ) -> Result:
-    """Run a command as its users do, in a process of its own."""
+    """Run a command in its own process, like a user."""
     environment = {**os.environ, **(env or {})}
     done = subprocess.run(
         command(script, *arguments), env=environment, timeout=timeout, cwd=ROOT, capture_output=True, text=True, **more
@@ -149,7 +149,7 @@ def run_command(
 
 
 def assert_one_sentence(result: Result, *parts: str) -> None:
-    """A user's mistake: one line on stderr, with `parts` in it, and a status that says so."""
+    """Check the result of a user's mistake: status 2, and one line on stderr that contains `parts`."""
     assert result.code == 2, result
     lines = result.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), result.err
@@ -159,7 +159,7 @@ def assert_one_sentence(result: Result, *parts: str) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, which must be strict JSON (no NaN, no Infinity)."""
+    """Read the lines of metrics.jsonl, which must be strict JSON (no NaN, no Infinity)."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")

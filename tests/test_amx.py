@@ -1,4 +1,6 @@
-"""`amx`: ramps, hats and slopes written by the kernel are the definition's; what is no bfloat16 is left to `native`."""
+"""The backend `amx`: its kernel writes the ramps, hats and slopes of the definition, and `native` does other dtypes."""
+
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 import backends
 from backends import amx, dense, instruction_set
 from backends.cells import locate
+from backends.operators import Operator
 
 pytestmark = [pytest.mark.machine, pytest.mark.needs("kernel")]
 EPS = torch.finfo(torch.bfloat16).eps
@@ -42,7 +45,7 @@ def test_ramps_and_hats_are_those_of_the_dense_basis(
 
 @settings(deadline=None, max_examples=60)
 @problems
-def test_the_slope_is_that_of_the_cell(
+def test_the_gradient_of_x_is_that_of_the_ramp_of_its_cell(
     tokens: int, features: int, grid: int, width: float, half: bool, seed: int
 ) -> None:
     x = inputs(tokens, features, width, half, seed)
@@ -55,7 +58,7 @@ def test_the_slope_is_that_of_the_cell(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_other_types_are_native_s(dtype: torch.dtype) -> None:
+def test_native_computes_other_dtypes(dtype: torch.dtype) -> None:
     x, control_points = torch.randn(9, 5).to(dtype), torch.randn(5, 4, 6).to(dtype)
     found, expected = (module.spline_sum(x, control_points, 3.0, dtype) for module in (amx, backends.native))
     assert torch.equal(found, expected)
@@ -74,3 +77,24 @@ def test_auto_takes_it_for_small_grids_where_there_is_amx(monkeypatch: pytest.Mo
         for grid in (3, backends.LARGEST_AMX_GRID + 1):
             backend, _ = backends.choose("auto", backends.Problem(8, grid, 8, torch.device("cpu")))
             assert backend.name == ("amx" if supported and grid == 3 else "native")
+
+
+def test_second_derivatives_are_those_of_dense() -> None:
+    x, weight = torch.randn(30, 4, requires_grad=True), torch.randn(4, 3, 6, requires_grad=True)
+    found, expected = (second_derivatives(module, x, weight) for module in (amx, dense))
+    for value, truth in zip(found, expected, strict=True):
+        assert (value - truth).norm() < 4 * EPS * truth.norm()
+
+
+def second_derivatives(module: ModuleType, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    y = module.spline_sum(x, weight, 4.0, torch.bfloat16)
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    return torch.autograd.grad(dx.square().sum(), (x, weight))
+
+
+@pytest.mark.parametrize("operator", [amx.basis, amx.slopes])
+def test_the_operators_alone_refuse_to_be_differentiated(operator: Operator[..., Tensor]) -> None:
+    x, grad = torch.randn(7, 5, requires_grad=True), torch.randn(7, 15).bfloat16()
+    y = operator(x, 4, 3.0, True) if operator is amx.basis else operator(x, grad, 4, 3.0)
+    with pytest.raises(RuntimeError, match="has no derivative"):
+        y.sum().backward()

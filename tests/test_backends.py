@@ -1,4 +1,4 @@
-"""Every backend is the definition: values, both gradients, shapes, dtypes, odd inputs, compilation."""
+"""Every backend computes the definition: values, both gradients, shapes, dtypes, odd inputs, compilation."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backends
-from backends import semi_structured
+from backends import csr
 from kan_layer import KANLayer
 from tests import spline_reference
+from tests.layers import random_layer
 
 IMPLS = [pytest.param(name, id=name) for name in backends.BACKENDS]
 every_impl = pytest.mark.parametrize("impl", IMPLS)
@@ -37,14 +38,6 @@ def run(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tenso
     y = layer(x)
     dx, dw = torch.autograd.grad(y, (x, layer.weight), dy)
     return y, dx, dw
-
-
-def random_layer(features: int, outputs: int, grid: int, width: float, impl: str, **options) -> KANLayer:
-    if impl == "semi_structured":
-        grid = semi_structured.POINTS  # the only grid it is for
-    layer = KANLayer(features, outputs, num_control_points=grid, spline_width=width, impl=impl, **options)
-    torch.nn.init.normal_(layer.weight)
-    return layer
 
 
 def truth_for(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -170,7 +163,7 @@ def test_compiles_whole_without_recompiling_for_each_batch(impl: str, device: to
         x, dy = torch.randn(tokens, 6, device=device), torch.randn(tokens, 5, device=device)
         for value, truth in zip(run(compiled, x, dy), truth_for(layer, x, dy), strict=True):
             assert relative_error(value, truth) < 1e-5
-    assert counter.frame_count <= 2  # one for the first shape, one for any shape
+    assert counter.frame_count <= 2  # one graph for the first shape, and one for any shape
 
 
 @pytest.mark.needs("mkl")
@@ -178,7 +171,27 @@ def test_the_csr_operator_keeps_pytorch_s_rules_for_operators() -> None:
     values = torch.rand(12, requires_grad=True)
     columns = torch.tensor([0, 1, 3, 4, 1, 2, 4, 5, 0, 1, 4, 5], dtype=torch.int32)
     table = torch.randn(6, 3, requires_grad=True)
-    torch.library.opcheck(torch.ops.splinegpt.csr_matmul.default, (values, columns, 4, table))
+    torch.library.opcheck(torch.ops.splinegpt.csr_matmul.default, (values, columns, 4, table, torch.float32))
+
+
+@pytest.mark.parametrize("grid", [5, 64])
+def test_csr_in_half_precision_has_gradients_without_noise(grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where sparse products take bfloat16: here they are imitated by dense ones."""
+
+    def dense(values: torch.Tensor, columns: torch.Tensor, row_nonzeros: int, width: int) -> torch.Tensor:
+        rows = values.unflatten(0, (-1, row_nonzeros))
+        return rows.new_zeros(len(rows), width).scatter_add_(1, columns.view_as(rows).long(), rows)
+
+    monkeypatch.setattr(csr, "takes", lambda dtype, device: True)
+    monkeypatch.setattr(csr, "times", lambda *basis: dense(*basis[:3], len(basis[3])) @ basis[3])
+    monkeypatch.setattr(csr, "transposed_times", lambda *basis: dense(*basis[:3], basis[4]).t() @ basis[3])
+    layer = random_layer(16, 12, grid, 4.0, "csr")
+    x, dy = torch.rand(300, 16) * 4 - 2, torch.randn(300, 12).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, dx, dw = run(layer, x, dy)
+    assert y.dtype is torch.bfloat16 and dx.dtype is torch.float32
+    assert relative_error(dx, truth_for(layer, x, dy)[1]) < 1e-5  # the sampled product is float32's
+    assert relative_error(dw, truth_for(layer, x, dy)[2]) < 3 * torch.finfo(torch.bfloat16).eps
 
 
 def test_registry_says_why_a_backend_cannot_be_used() -> None:

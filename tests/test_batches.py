@@ -12,7 +12,7 @@ from corpus.dataset import TokenStream
 
 
 def stream_of(*lengths: int) -> TokenStream:
-    """Shards in which every token is another number, so that a token tells its position."""
+    """Shards in which all tokens differ, so that a token tells its position."""
     everything = np.arange(sum(lengths), dtype=np.uint32)
     return TokenStream("val", list(np.split(everything, np.cumsum(lengths)[:-1])))
 

@@ -58,7 +58,7 @@ class Bench:
         return json.loads(self.text)
 
     def cases(self) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
-        """The results by case, then by contestant."""
+        """The results, by case and contestant."""
         cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
         for result in self.record["results"]:
             case = tuple(result[name] for name in ("tokens", "width", "grid", "dtype"))
@@ -77,7 +77,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     ):
         (home / path).parent.mkdir(parents=True)
         (home / path).write_text(code)
-        (home / path).with_name("__init__.py").touch()  # else an installed package of the name comes first
+        (home / path).with_name("__init__.py").touch()  # or an installed package of that name would come first
     peers = f"--peers=cheby-kan={home}/cheby,fast-kan={home}/fast,kanditioned={home}/kd"
     files = ("--output", home / "times.json", "--plot", home / "times.png")
     command = run_command("bench/layer.py", *TINY, "--dtypes=float32,bfloat16", peers, *files)
@@ -105,7 +105,7 @@ def test_parameters_are_those_of_the_mlp(bench: Bench) -> None:
         assert contestants["mlp 4x"]["parameters"] == 8 * width**2
         assert contestants["swiglu"]["parameters"] == pytest.approx(
             width * grid * width, abs=1.5 * width
-        )  # by rounding
+        )  # tables round
 
 
 def test_ratios_and_shares_follow_from_times_and_peaks(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""bench/options.py, sparse_layouts.py, cpu_limits.py: each says all that it names; every mistake is one sentence."""
+"""bench/options.py, sparse_layouts.py and cpu_limits.py: each prints all its rows, or one sentence for a mistake."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 
 from backends import native_build
 from bench import cpu_limits, options, sparse_layouts
-from tests.runs import assert_one_sentence, call, run_command
+from tests.runs import assert_one_sentence, call
 
 PAIRS = {
     "bucketize, float64": "arithmetic",
@@ -20,7 +20,7 @@ PAIRS = {
 
 
 def test_every_pair_is_compared() -> None:
-    done = run_command("bench/options.py", "--tokens=24", "--width=12", "--grid=5", "--threads=1", "--repeats=1")
+    done = call(options.main, "--tokens=24", "--width=12", "--grid=5", "--threads=1", "--repeats=1")
     assert done.code == 0 and done.err == "", done
     lines = {line[21:44].strip(): line for line in done.out.splitlines()[3:]}
     assert {other: line[:20].strip() for other, line in lines.items()} == PAIRS
@@ -40,7 +40,7 @@ def test_gathers_that_need_too_much_memory_are_skipped(monkeypatch: pytest.Monke
 
 @pytest.mark.needs("kernel")
 def test_every_limit_is_measured() -> None:
-    done = run_command("bench/cpu_limits.py", "--millions=1", "--tokens=1000", "--width=100", "--threads=1")
+    done = call(cpu_limits.main, "--millions=1", "--tokens=1000", "--width=100", "--threads=1")
     assert done.code == 0 and done.err == "", done
     named = (cpu_limits.REGISTERS, cpu_limits.FROM_L1, cpu_limits.FROM_L2, cpu_limits.UPDATES, cpu_limits.DOTS)
     for limit in named:
@@ -53,7 +53,7 @@ def test_every_limit_is_measured() -> None:
 
 
 def test_every_sparse_layout_is_timed_or_said_not_to_exist() -> None:
-    done = run_command("bench/sparse_layouts.py", "--tokens=40", "--width=6", "--grid=5", "--threads=1", "--repeats=1")
+    done = call(sparse_layouts.main, "--tokens=40", "--width=6", "--grid=5", "--threads=1", "--repeats=1")
     assert done.code == 0 and done.err == "", done
     forward, _, transposed = done.out.partition("dW =")
     for part, layouts in ((forward, ("CSR", "COO", "CSC", "BSR")), (transposed, ("CSR", "CSC", "COO"))):

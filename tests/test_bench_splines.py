@@ -1,4 +1,4 @@
-"""bench/grids.py, conditioning.py, variants.py, attention.py: tables have what they name; mistakes are one sentence."""
+"""bench/grids.py, conditioning.py, variants.py, attention.py: complete tables, and one sentence for each mistake."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 
 from bench import attention, conditioning, grids, variants
 from splines.parametrisation import VARIANTS
-from tests.runs import TINY, assert_one_sentence, call, make_dataset, run_command
+from tests.runs import TINY, assert_one_sentence, call, make_dataset
 
 
 def tiny(dataset: Path) -> str:
@@ -45,9 +45,9 @@ def test_grids_trains_every_method_and_repeats_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--grids=five"], "grids and seeds are integers"),
+        (["--grids=five"], "grids and seeds must be integers"),
         (["--methods=magic"], "kan_variant must be one of"),
-        (["--methods=refine", "--grids=7"], "refine has no nested grids to 7"),
+        (["--methods=refine", "--grids=7"], "refine knows no nested grids that lead to 7"),
         (["--more=magic"], "NAME=VALUE"),
         (["--plot=picture.gif"], "plot must end with one of"),
         (["--plot=nowhere/picture.svg"], "nowhere/picture.svg cannot be written"),
@@ -60,14 +60,14 @@ def test_mistakes_of_grids(tmp_path: Path, arguments: list[str], part: str) -> N
 
 
 def test_conditioning_prints_every_variant() -> None:
-    done = run_command("bench/conditioning.py", "--grids=5,64", "--weights=1")
+    done = call(conditioning.main, "--grids=5,64", "--weights=1")
     lines = [line.split() for line in done.out.splitlines()[1:]]
     assert done.code == 0 and [line[:2] for line in lines] == [[g, v] for g in ("5", "64") for v in VARIANTS]
     assert all(float(value) >= 1 for line in lines for value in line[2:])
 
 
 def test_data_conditions_are_those_of_the_mass_matrix() -> None:
-    """Hats on uniform inputs: that of h·(1/6, 2/3, 1/6), halved at its ends, nears 4 (Wathen 1987)."""
+    """The mass matrix of hats is h·(1/6, 2/3, 1/6), halved at its ends. Its condition tends to 4 (Wathen 1987)."""
     for grid in (16, 64, 129):
         assert conditioning.conditions("B-spline", grid).uniform == pytest.approx(4, rel=0.02)
 
@@ -79,7 +79,7 @@ def test_mistakes_of_conditioning(arguments: list[str]) -> None:
 
 def test_variants_times_steps_and_products() -> None:
     small = ["--grids=5,9", "--n_layer=1", "--n_embd=16", "--batch_size=2", "--threads=1", "--repeats=1"]
-    done = run_command("bench/variants.py", *small)
+    done = call(variants.main, *small)
     assert done.code == 0, done
     assert done.out.count("%") == 2 * len(variants.VARIANTS) and "product by halves" in done.out
     assert_one_sentence(call(variants.main, "--grids=1"), "at least 2")

@@ -1,4 +1,4 @@
-"""A checkpoint is written whole or not at all, and read without running anything that is in it."""
+"""A checkpoint is written atomically, and read without running anything that is in it."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    """A run with checkpoints of the steps 8 and 12; not to be changed."""
+    """A run with checkpoints of steps 8 and 12, which tests must not change."""
     run = tmp_path_factory.mktemp("runs") / "kan"
     train_until(options(dataset, run))
     return run
@@ -55,7 +55,7 @@ def run(tmp_path: Path, finished: Path) -> Path:
 
 
 def assert_undamaged(run: Path, step: int) -> None:
-    """All that lies there can be read, the newest is of `step`, and nothing temporary is left."""
+    """Check that all checkpoints can be read, that the newest is of `step`, and that no temporary file is left."""
     names = checkpoint_names(run)
     assert names and all(name == "best.pt" or name.startswith("step_") for name in names), names
     for name in names:
@@ -113,7 +113,7 @@ def test_what_a_killed_process_left_behind_is_removed(run: Path) -> None:
 def test_metrics_that_cannot_be_written_end_the_run_with_one_sentence(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/dev/full is a disk without room."""
+    """/dev/full acts like a full disk."""
 
     class Full(run_writer.Metrics):
         def __init__(self, path: Path, resume_step: int) -> None:
@@ -128,7 +128,7 @@ def test_metrics_that_cannot_be_written_end_the_run_with_one_sentence(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.5 MB, which only root can make."""
+    """A file system of 1.5 MB. Only root can make one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = shutil.which("mount") and subprocess.run(
@@ -198,7 +198,7 @@ def test_a_changed_byte_is_harmless_or_a_user_error(finished: Path, tmp_path_fac
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Every mistake of the user's ends a command with one sentence that says what to do, and never with a traceback."""
+"""Every mistake of the user ends a command with one sentence that says what to do, never with a traceback."""
 
 import pickle
 import shutil
@@ -22,7 +22,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    """A run with splines that has ended well; not to be changed."""
+    """A finished run with splines, which tests must not change."""
     run = tmp_path_factory.mktemp("runs") / "kan"
     assert call(train.main, *options(dataset, run)).code == 0
     return run
@@ -37,7 +37,7 @@ def finished_mlp(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Pat
 
 @pytest.fixture
 def run(tmp_path: Path, finished: Path) -> Path:
-    """A finished run of the test's own."""
+    """A copy of the finished run, which the test may change."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
@@ -109,7 +109,7 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("main", [sample.main, plot.main], ids=["sample", "plot"])
 class TestCheckpoints:
-    """sample.py and plot.py on what is not a checkpoint."""
+    """Give sample.py and plot.py something that is not a checkpoint."""
 
     def test_truncated(self, main: Any, run: Path) -> None:
         for path in (run / "checkpoints").iterdir():
@@ -209,7 +209,7 @@ def test_an_out_dir_whose_name_is_too_long_is_refused(tmp_path: Path, dataset: P
 
 
 def test_an_out_dir_whose_name_is_no_text_is_refused_or_can_be_resumed(tmp_path: Path, dataset: Path) -> None:
-    run = tmp_path / "\udcff"  # as Python reads the byte 0xFF in a name
+    run = tmp_path / "\udcff"  # how Python reads the byte 0xFF in a name
     result = call(train.main, *options(dataset, run))
     if result.code:
         assert_one_sentence(result, "--out_dir")

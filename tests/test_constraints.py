@@ -1,4 +1,4 @@
-"""What the README's commands install is what the tests were run with, and within the limits that users have."""
+"""The README's commands install the versions that the tests were run with."""
 
 import re
 

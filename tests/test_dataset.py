@@ -210,7 +210,7 @@ json_values = st.recursive(
 
 
 def opens_or_is_refused(folder: Path, document: object) -> Dataset | None:
-    """Open `folder` with `document` as its meta.json; None when that is refused in one line."""
+    """Open `folder` with `document` as its meta.json. None if that is refused in one line."""
     path = folder / "meta.json"
     original = path.read_bytes()
     try:
@@ -230,7 +230,7 @@ def test_any_json_for_metadata_is_a_user_error(valid: Path, document: object) ->
 
 
 def paths_in(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all values inside a JSON document."""
+    """The paths of all values in a JSON document."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path for key, inner in items for path in [(*prefix, key), *paths_in(inner, (*prefix, key))]]
 
@@ -249,7 +249,7 @@ def test_any_mutation_of_metadata_is_refused_or_harmless(valid: Path, data: st.D
     else:
         del holder[key]
     opened = opens_or_is_refused(valid, document)
-    if opened is not None:  # the source, another vocabulary: the tokens are still those written
+    if opened is not None:  # source and vocabulary may have changed, but the tokens are still those written
         assert contents(opened.tokens("train")) == TRAIN.tolist()
         assert max(contents(opened.tokens("train"))) < opened.tokenizer.vocab_size
 

@@ -17,7 +17,7 @@ import convert
 import sample
 import train
 from backends import BACKENDS
-from bench.shared.victim import free_port, rank_environment
+from bench.shared.train_processes import free_port, rank_environment
 from common.errors import UserError
 from tests import machine
 from tests.runs import (
@@ -50,7 +50,7 @@ STOP = 6
 
 
 def train_in_a_group(folder: Path, processes: int, cases: list[tuple[list[str], int]]) -> dict[str, str]:
-    """Train all `cases` (arguments, step to stop at) in one group; what was refused, by number."""
+    """Train all `cases` (arguments, step to stop at) in one group. Returns the errors of refused ones, by number."""
     path = folder / f"cases_{processes}.json"
     path.write_text(json.dumps(cases))
     port, ranks = free_port(), []
@@ -67,7 +67,7 @@ def train_in_a_group(folder: Path, processes: int, cases: list[tuple[list[str], 
 
 
 class Runs:
-    """The same runs by one process and by a group."""
+    """The same runs, trained by one process and by a group."""
 
     def __init__(self, folder: Path, dataset: Path, processes: int) -> None:
         self.folder, self.dataset, self.processes = folder, dataset, processes
@@ -130,7 +130,7 @@ def test_the_losses_are_those_of_one_process_with_the_same_global_batch(runs: Ru
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_stopped_and_resumed_group_is_the_uninterrupted_one_bit_for_bit(runs: Runs, kind: str) -> None:
-    """With dropout, accumulation and Muon."""
+    """The runs have dropout, gradient accumulation and Muon."""
     whole, stopped = (read_state(list_steps(runs.folder / f"{kind}_{name}")[0]) for name in ("random", "stopped"))
     assert whole["step"] == stopped["step"] == STEPS
     assert_equal_states(whole, stopped)
@@ -148,7 +148,7 @@ def assert_equal_states(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def test_shards_go_on_in_one_process(runs: Runs, alone: Path) -> None:
-    """Another number of processes: no one's pieces are its own."""
+    """With another number of processes, none finds its own shards."""
     train_until([*runs.resumed("shards"), "--fsdp=False"])
     assert list(train_losses(runs.folder / "shards").values()) == pytest.approx(
         list(train_losses(alone).values()), rel=1e-4
@@ -184,7 +184,7 @@ def test_a_directory_that_holds_shards_is_not_used_for_another_run(runs: Runs, d
 def test_every_way_to_compute_the_splines_works_in_a_group(runs: Runs, alone: Path, impl: str) -> None:
     if runs.processes != 2:
         pytest.skip("in groups of two only")
-    expected = list(train_losses(alone).values())[:1]  # of three steps, the schedule's first
+    expected = list(train_losses(alone).values())[:1]  # only the first of three steps, at which the schedules agree
     for fsdp in (False, True):
         found = list(train_losses(runs.folder / f"{impl}_{fsdp}").values())
         assert len(found) == 3 and found[:1] == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Splines are refined and penalized on several processes as on one; with fsdp they are refused."""
+"""Several processes refine and penalise splines like one; with fsdp both are refused."""
 
 from pathlib import Path
 

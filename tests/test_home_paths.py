@@ -18,7 +18,7 @@ from common.command_line import OptionParser
 from tests.runs import ROOT, assert_one_sentence, call, make_dataset, options, random_words
 from training.config import parse
 
-# Each command's options, its positional one, and all that name files and folders.
+# The options of each command, its positional one, and those that name files and folders.
 PATHS = {
     "training.config.Config": (None, ["out_dir", "init_from"]),
     "sample.Options": ("out_dir", ["out_dir"]),
@@ -37,7 +37,7 @@ PATHS = {
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home directory; commands start elsewhere, where a folder named ~ would show."""
+    """A home directory. Commands start in another one, where a folder named ~ would be found."""
     for name in ("home", "elsewhere"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv(
@@ -96,7 +96,7 @@ def test_a_text_in_the_home_directory_is_prepared(home: Path, monkeypatch: pytes
 
 
 def test_a_cache_in_the_home_directory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service or a container may set the variable without a shell."""
+    """A service or a container may set the variable without a shell, which would expand it."""
     monkeypatch.setenv("XDG_CACHE_HOME", "~/.kept")
     if native_build.sys.platform != "darwin":
         assert native_build.cache_directory() == home / ".kept/splinegpt"

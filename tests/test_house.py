@@ -1,4 +1,4 @@
-"""The layout: named modules at the root, no import circles, and ground floors that know nothing above them."""
+"""The layout: only named modules at the root, no import circles, and no package that imports from one above it."""
 
 import ast
 from pathlib import Path
@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"train", "sample", "report", "plot", "simplify", "convert"}
 MODEL = {"model", "attention", "feed_forward", "embeddings", "kan_layer", "swap"}
 PACKAGES = {"backends", "splines", "pictures", "corpus", "common", "training", "webpage", "bench"}
-# A command is imported by nobody but train.py, which samples and reports as it goes, and by benchmarks.
+# Only benchmarks import commands, and train.py, which samples and reports during training.
 USED_BY_TRAIN = {"sample", "report"}
 
 
 def modules() -> dict[str, Path]:
-    """All modules of the project but tests, by their dotted names."""
+    """All modules of the project except tests, by their dotted names."""
     files = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     return {name.removesuffix(".__init__"): path for path, name in names.items()}
@@ -24,7 +24,7 @@ MODULES = modules()
 
 
 def imports(name: str) -> set[str]:
-    """The project's modules that a module imports, wherever in it: under TYPE_CHECKING and inside functions too."""
+    """The project's modules that a module imports, including imports under TYPE_CHECKING and inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -72,7 +72,7 @@ def test_commands_are_not_libraries(name: str) -> None:
     assert not (IMPORTS[name] & COMMANDS) - allowed
 
 
-# What a room may know of the others. The commands and benchmarks know all.
+# What each module or package may import from the others. Commands and benchmarks may import all.
 BELOW = {
     "common": set(),
     "corpus": {"common"},

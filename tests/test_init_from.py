@@ -1,4 +1,4 @@
-"""--init-from: GPT-2 as transformers computes it, with splines for linear layers, then fine-tuned; and our own MLPs."""
+"""--init-from starts from GPT-2, as transformers computes it, or from our own MLP runs, and swaps in splines."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def vocab_size(dataset: Path) -> int:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory, vocab_size: int) -> Path:
-    """A folder with a small random GPT-2, saved by transformers. Its norms are not the usual ones and zeros."""
+    """A folder with a small random GPT-2, saved by transformers. Its norms have random parameters."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=vocab_size, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0
@@ -55,7 +55,7 @@ def their_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 def test_it_computes_what_transformers_does_and_then_learns(
     tmp_path: Path, dataset: Path, gpt2: Path, vocab_size: int, more: dict[str, str]
 ) -> None:
-    """Before its first step the run's model is GPT-2 to 1e-5, swapped or not; afterwards it is better."""
+    """Before the first step the run's model equals GPT-2 to 1e-5, swapped or not; afterwards it is better."""
     run = tmp_path / "run"
     assert call(train.main, *tuning(dataset, run, gpt2, max_iters=0, **more)).code == 0
     model = load_checkpoint(run).model
@@ -80,7 +80,7 @@ def tuning(dataset: Path, run: Path, source: Path, **more: object) -> list[str]:
 
 
 def test_layers_of_transformers_itself_can_be_swapped(gpt2: Path, vocab_size: int) -> None:
-    """Its Conv1D, whose weights are transposed."""
+    """transformers' Conv1D, whose weights are transposed."""
     model = transformers.GPT2LMHeadModel.from_pretrained(gpt2).eval()
     tokens = torch.randint(vocab_size, (3, 16))
     before = model(tokens).logits
@@ -116,7 +116,7 @@ def test_an_mlp_run_of_our_own_goes_on_with_splines(tmp_path: Path, dataset: Pat
 
 
 def test_it_resumes(tmp_path: Path, dataset: Path, gpt2: Path) -> None:
-    """Without the source, which is needed for the first step alone."""
+    """Resume without the source, which only the first step needs."""
     source = tmp_path / "gpt2"
     source.symlink_to(gpt2)
     call(train.main, *tuning(dataset, tmp_path / "run", source, max_iters=4))

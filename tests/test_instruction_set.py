@@ -1,4 +1,4 @@
-"""$SPLINEGPT_CPU: the kernel is built with what it names and nothing wider, or one sentence says why it cannot be."""
+"""$SPLINEGPT_CPU: the kernel is built with the instructions that it names, or one sentence says why it cannot be."""
 
 import re
 import subprocess
@@ -17,12 +17,16 @@ from tests.test_native_build import assert_falls_back, assert_works, forget
 pytestmark = pytest.mark.needs("compiler")
 Ask = Callable[[str], None]
 NAMED = [name for name in instruction_set.FLAGS if name != instruction_set.NATIVE]
-REGISTERS = {"generic": r"[yz]mm", "avx2": "zmm", "avx512": "tmm"}  # of x86-64, each set's lack these
+REGISTERS = {
+    "generic": r"[yz]mm",
+    "avx2": "zmm",
+    "avx512": "tmm",
+}  # x86-64 registers that code for the set must not use
 
 
 @pytest.fixture(params=NAMED)
 def named(request: pytest.FixtureRequest) -> str:
-    """A set that this CPU has."""
+    """An instruction set that this CPU has."""
     if request.param in machine.NEEDS:
         machine.require(request.param)
     return str(request.param)
@@ -30,7 +34,7 @@ def named(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
-    """Sets $SPLINEGPT_CPU, in a process that knows nothing of the kernel yet."""
+    """A function that sets $SPLINEGPT_CPU and forgets what this process knows about the kernel."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def ask(value: str) -> None:
@@ -42,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ask]:
 
 
 def built(folder: Path, name: str) -> Path:
-    """The file that is built with a set, in an empty folder."""
+    """Build the kernel for a set in an empty folder, and return its file."""
     folder.mkdir()
     assert_works(native_build.load_from(folder, str(machine.compiler()), name))
     (library,) = folder.iterdir()
@@ -64,7 +68,7 @@ def test_the_kernel_has_no_wider_registers_than_were_asked_for(tmp_path: Path, n
 def test_a_library_is_another_s_only_if_the_cpu_is_or_the_set_was_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that in a home directory that nodes share each finds one that it can run."""
+    """Nodes may share a home directory, and each must find a kernel that it can run."""
     here = {name: built(tmp_path / f"here-{name}", name).name for name in ("native", "generic")}
     monkeypatch.setattr(native_build, "_cpu", lambda: ["another CPU"])
     there = {name: built(tmp_path / f"there-{name}", name).name for name in ("native", "generic")}

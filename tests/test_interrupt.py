@@ -12,7 +12,7 @@ from training.interrupt import StopRequest, must_stop
 
 @dataclass(frozen=True)
 class Meeting(World):
-    """One of two processes. `during` happens while they ask each other; the other one has `others` exit code."""
+    """One of two processes. `during` runs while they ask each other; the other one has exit code `others`."""
 
     size: int = 2
     others: int = 0
@@ -36,7 +36,7 @@ def test_no_process_stops_before_the_others_know(comes: str) -> None:
 
 @pytest.fixture
 def _usual_hangup() -> Iterator[None]:
-    """A process whose SIGHUP is not ignored, as it is under nohup."""
+    """Restore SIGHUP, which nohup would ignore."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -44,7 +44,7 @@ def _usual_hangup() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_usual_hangup")
 def test_a_closed_terminal_may_say_so_more_than_once() -> None:
-    """The kernel, the shell and the session manager each do, and mean no second signal that ends at once."""
+    """The kernel, the shell and the session manager each send one. That must not count as a second signal."""
     with StopRequest() as stop:
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
             signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""The layer's own promises: what each init is, what bad arguments say, autocast like nn.Linear."""
+"""KANLayer itself: its inits, its errors for bad arguments, and autocast as in nn.Linear."""
 
 import pytest
 import torch

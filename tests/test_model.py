@@ -34,13 +34,13 @@ EVERY_KIND = [
 def tiny(**options) -> GPT:
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 11}
     model = GPT(GPTConfig(**{**shape, **options})).eval()
-    for parameter in model.parameters():  # zero inits would hide what they multiply
+    for parameter in model.parameters():  # zeros would hide the inputs that they multiply
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
 def nanogpt_logits(weights: dict[str, Tensor], tokens: Tensor, n_layer: int, n_head: int) -> Tensor:
-    """GPT-2 as nanoGPT writes it, straight from the weights, attention spelled out."""
+    """nanoGPT's GPT-2, computed from the weights with attention written out."""
     T = tokens.shape[1]
     width = weights["token_embedding.weight"].shape[1]
     x = weights["token_embedding.weight"][tokens] + weights["position_embedding.weight"][:T]
@@ -245,7 +245,7 @@ def test_each_pair_of_tokens_has_an_embedding_of_its_own_if_rows_suffice(rows: i
 def test_pairs_that_share_rows_do_so_as_if_at_random(vocab: int, rows: int) -> None:
     embedding, known = PairEmbedding(vocab, rows, 1), torch.arange(0, vocab, max(1, vocab // 60))
     embedding.table.weight.data[:, 0] = torch.arange(rows)
-    expected = rows * (1 - (1 - 1 / rows) ** len(known))  # different rows, of as many draws
+    expected = rows * (1 - (1 - 1 / rows) ** len(known))  # expected number of different rows in that many draws
     for fixed in known[:5]:
         same = fixed.expand(len(known))
         for pairs in torch.stack((same, known), dim=1), torch.stack((known, same), dim=1):

@@ -1,4 +1,4 @@
-"""Muon: its updates are orthogonal, each matrix on its own; AdamW's part is AdamW's; and it resumes."""
+"""Muon: it makes each matrix's update orthogonal, leaves the rest to AdamW, and resumes."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_all_singular_values_become_about_one_and_directions_stay(
     stack: int, rows: int, columns: int, scale: float
 ) -> None:
     torch.manual_seed(rows * 41 + columns)
-    # Singular values within a factor of 10: five rounds lift smaller ones less.
+    # Singular values are within a factor of 10, because five iterations do not bring smaller ones to 1.
     u, _, v = torch.linalg.svd(torch.randn(stack, rows, columns, dtype=torch.float64), full_matrices=False)
     s = torch.rand(stack, min(rows, columns), dtype=torch.float64) * 0.9 + 0.1
     stack_of = (u * s.unsqueeze(1) @ v * scale).float()
@@ -49,7 +49,7 @@ def test_each_piece_and_each_control_point_is_a_matrix_of_its_own() -> None:
 
 
 def test_a_step_is_that_of_the_definition() -> None:
-    """In NumPy, by the singular vectors instead of iterations."""
+    """Orthogonalise in NumPy, by singular vectors instead of iterations."""
     weight = torch.nn.Parameter(torch.randn(24, 8, dtype=torch.float64).float())
     before = weight.detach().double().numpy().copy()
     group = {"params": [weight], "muon_pieces": [3], "weight_decay": 0.1, "lr": 0.02}
@@ -70,7 +70,7 @@ def test_a_step_is_that_of_the_definition() -> None:
 
 
 def test_what_muon_does_not_train_moves_as_with_adamw() -> None:
-    """Given the same gradients; and Muon trains exactly the matrices and splines of the blocks."""
+    """Compare steps with the same gradients. Muon must train exactly the matrices and splines of the blocks."""
     models = [GPT(GPTConfig(**SMALL)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [

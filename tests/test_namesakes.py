@@ -1,4 +1,4 @@
-"""A user's own module that has the name of one of ours: neither takes the other's place unnoticed."""
+"""A user's module with the name of one of ours never replaces it unnoticed, nor the other way round."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from training.config import tomllib
 NAMES = sorted({path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")})
 TAKEN = "raise SystemExit('taken')\n"
 
-# For each name a script of somebody's, with a module of that name beside it, uses the layer from the clone. One process
-# each, forked from one that has loaded PyTorch.
+# For each name, somebody's script uses the layer from the clone, with a module of that name beside the script. Each
+# script is a process, forked from one that has loaded PyTorch.
 USE_THE_LAYER = """
 import json, os, sys
 import matplotlib.collections, matplotlib.figure, matplotlib.font_manager, matplotlib.style, torch
@@ -63,7 +63,7 @@ def test_beside_a_script_that_uses_the_layer_a_namesake_is_refused_by_its_path_o
 
 @pytest.mark.parametrize("script", ["train.py", "bench/options.py", "data/text/prepare.py"])
 def test_commands_take_what_is_theirs_from_the_clone(tmp_path: Path, script: str) -> None:
-    """Even where others' modules are on the path, as those of a project that shares the environment."""
+    """Other modules of these names are on the path, like those of a project that shares the environment."""
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text(TAKEN)
     result = run_command(script, "--help", env={"PYTHONPATH": str(tmp_path)})

@@ -1,4 +1,4 @@
-"""`native`, the C++ kernel: right within its rounding, deterministic, frugal, and clean under sanitizers."""
+"""`native`, the C++ kernel: exact up to rounding, deterministic, sparing with memory, and clean under sanitizers."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def _threads_as_before() -> Iterator[None]:
 
 @pytest.fixture(params=["the machine's", instruction_set.GENERIC, instruction_set.AVX2])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel with vectors of another length, where this machine can run them."""
+    """The kernel with another vector length; skips if this machine cannot run it."""
     if request.param not in instruction_set.FLAGS:
         return
     if request.param == instruction_set.AVX2:
@@ -48,14 +48,14 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> tuple[Tensor, Tensor, Tensor]:
-    """y, dx and dW; y in the type of dy."""
+    """Run forward and backward: y in the dtype of dy, dx and dW."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     y = native.spline_sum(x, weight, width, dy.dtype)
     return (y.detach(), *torch.autograd.grad(y, (x, weight), dy))
 
 
 def assert_the_definition(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> None:
-    """Float32 arithmetic, so an error of some parts in 10⁷ of what sums of such terms are like; and one rounding."""
+    """Allow an error of a few parts in 10⁷ of a typical sum, for float32 arithmetic, and one rounding of the result."""
     x64, w64, dy64 = (tensor.double().numpy() for tensor in (x, weight, dy))
     truths = (spline_reference.spline_sum(x64, w64, width), *spline_reference.gradients(x64, w64, width, dy64))
     (N, I), (_, G, O) = x.shape, weight.shape  # noqa: E741  the names of the definition
@@ -72,7 +72,7 @@ def assert_the_definition(x: Tensor, weight: Tensor, dy: Tensor, width: float = 
 def draw(
     tokens: int, features: int, outputs: int, grid: int, types: Types = FLOAT32, spread: float = 2.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, weight and dy: random, x with this standard deviation."""
+    """Random x, weight and dy. x has standard deviation `spread`."""
     x, weight = torch.randn(tokens, features) * spread, torch.randn(features, grid, outputs)
     return x.to(types[0]), weight.to(types[1]), torch.randn(tokens, outputs).to(types[2])
 
@@ -110,7 +110,7 @@ def test_blocks_of_tokens_join(vectors: None, tokens: int) -> None:
 @pytest.mark.parametrize("types", list(itertools.product(NARROW, repeat=3)), ids=str)
 def test_strips_of_outputs_join(vectors: None, types: Types) -> None:
     for outputs in (1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 130, 192, 257):
-        for tokens, grid in ((3, 70), (70, 5)):  # a grid of more points than tokens is read in place
+        for tokens, grid in ((3, 70), (70, 5)):  # a grid with more points than tokens is read in place
             assert_the_definition(*draw(tokens, 5, outputs, grid, types))
 
 
@@ -201,6 +201,13 @@ def test_gradients_not_wanted_are_not_given_and_the_others_are_right() -> None:
     assert torch.equal(x.grad, dx)  # the second backward left it alone
 
 
+def test_the_backward_operator_alone_refuses_to_be_differentiated() -> None:
+    x, weight, dy = draw(3, 4, 5, 6)
+    dx, _ = native.spline_sum_backward(dy.requires_grad_(), x, weight, 4.0)
+    with pytest.raises(RuntimeError, match="has no derivative"):
+        dx.sum().backward()
+
+
 def test_nothing_is_saved_but_x_and_the_weights() -> None:
     x, weight = (tensor.requires_grad_() for tensor in draw(30, 6, 5, 9)[:2])
     saved: list[Tensor] = []
@@ -228,7 +235,7 @@ def test_autocast_does_not_change_the_operator() -> None:
 
 
 def python(script: str, *arguments: str) -> list[float]:
-    """Numbers that a script prints, in a process of its own."""
+    """Run a script in its own process and return the numbers that it prints."""
     command = [sys.executable, "-c", "import os, re, sys, torch\nfrom backends import native\n" + script, *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stderr
@@ -239,7 +246,7 @@ THREADS = """
 x, weight = torch.randn(4096, 96, requires_grad=True), torch.randn(96, 8, 192, requires_grad=True)
 for threads in (1, 3):
     torch.set_num_threads(threads)
-    torch.ones(1 << 22, requires_grad=True).exp().sum().backward()  # starts what PyTorch starts
+    torch.ones(1 << 22, requires_grad=True).exp().sum().backward()  # so that PyTorch starts its threads
     before = len(os.listdir("/proc/self/task"))
     native.spline_sum(x, weight, 4.0, torch.float32).sum().backward()
     print(before, len(os.listdir("/proc/self/task")))

@@ -1,4 +1,4 @@
-"""Building the C++ kernel: once, whole, for this machine; and where that fails, one sentence and another backend."""
+"""The C++ kernel is built once and atomically; if that fails, a sentence says why and another backend computes."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.needs("compiler")
 
 
 def forget() -> None:
-    """What this process knows of the kernel."""
+    """Forget what this process knows about the kernel."""
     build = native_build
     for cached in (build.load, build.why_not, build._try_to_load, build._temporary_directory):
         cached.cache_clear()
@@ -34,7 +34,7 @@ def forget() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's cache that is empty as yet; and temporary files elsewhere than in /tmp."""
+    """The empty cache of a user who also has an own folder for temporary files."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -61,7 +61,7 @@ def compiler(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good library as the real compiler makes it; not to be changed, as this process may have loaded it."""
+    """A library from the real compiler. Tests must not change it, because this process may have loaded it."""
     machine.require("compiler")
     folder = tmp_path_factory.mktemp("built")
     native_build.load_from(folder, str(COMPILER))
@@ -81,7 +81,7 @@ def assert_works(library: ctypes.CDLL) -> None:
 
 
 def assert_falls_back(*parts: str) -> None:
-    """Layers work without the kernel and say why, in a phrase that has these parts."""
+    """Check that layers work without the kernel, and that their reason contains these parts."""
     layer = KANLayer(5, 4, num_control_points=6)
     assert layer.resolved_impl != "native" and layer(torch.randn(2, 5)).shape == (2, 4)
     _, found, reason = layer.why_this_impl.partition("native cannot be used: ")
@@ -93,7 +93,7 @@ def assert_falls_back(*parts: str) -> None:
 
 
 def compiler_seconds() -> float:
-    """Processor time of the programs that this process has called, which other processes do not lengthen."""
+    """CPU time of the programs that this process has called. Unlike wall time, other processes hardly change it."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -137,7 +137,7 @@ def replace_by_what_cannot_be_loaded(path: Path) -> None:
 
 def remove_as_another_process_might(path: Path) -> None:
     path.unlink()
-    path.symlink_to("nowhere")  # is listed, and cannot be read
+    path.symlink_to("nowhere")  # it is listed, but cannot be read
 
 
 DAMAGES = [truncate, flip_a_bit, empty, replace_by_another_file, replace_by_what_cannot_be_loaded]
@@ -148,7 +148,7 @@ DAMAGES = [truncate, flip_a_bit, empty, replace_by_another_file, replace_by_what
 def test_a_damaged_library_is_replaced(tmp_path: Path, built: Path, damage: Callable[[Path], None]) -> None:
     damage(Path(shutil.copy(built, tmp_path)))
     assert_works(native_build.load_from(tmp_path, str(COMPILER)))
-    assert [path.name for path in tmp_path.iterdir()] == [built.name]  # whose name has the digest of its contents
+    assert [path.name for path in tmp_path.iterdir()] == [built.name]  # its name has the digest of its contents
     assert (tmp_path / built.name).read_bytes() == built.read_bytes()
 
 
@@ -222,7 +222,7 @@ def test_without_a_compiler_layers_work_and_say_why(cache: Path) -> None:
 ERROR = "echo native.cpp:1:1: error: no vectors >&2; exit 1"
 OTHER_ERROR_FIRST = f'case "$*" in *-fopenmp*) echo error: no OpenMP >&2; exit 1; esac; {ERROR}'
 HANGS = ["did not finish in 1 s"]
-BROKEN = {  # what it does when it should build, and when asked for its version; what is said of that
+BROKEN = {  # what a compiler does when it builds and when it tells its version, and a part of our sentence
     "error": (ERROR, "echo 1", ["failed to build it", "native.cpp:1:1: error: no vectors"]),
     "silent error": ("exit 1", "echo 1", ["failed to build it", "no message"]),
     "the plainest build's error": (OTHER_ERROR_FIRST, "echo 1", ["error: no vectors"]),
@@ -261,7 +261,7 @@ def test_a_cxx_that_is_no_program_is_named(cache: Path, monkeypatch: pytest.Monk
 def test_a_stuck_compiler_is_not_left_running(
     tmp_path: Path, compiler: Callable[..., str], monkeypatch: pytest.MonkeyPatch, stop: str
 ) -> None:
-    pids, limit = tmp_path / "pids", 1  # of two processes, as c++ is but a driver of cc1plus; seconds
+    pids, limit = tmp_path / "pids", 1  # pids of two processes, because c++ calls cc1plus; limit in seconds
     stuck = compiler(f"sleep 3600 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait")
 
     def press_ctrl_c() -> None:
@@ -272,7 +272,7 @@ def test_a_stuck_compiler_is_not_left_running(
         threading.Thread(target=press_ctrl_c, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             native_build.load_from(tmp_path, stuck)
-    while not pids.exists():  # where the machine is busy it may take more than a second to be started at all
+    while not pids.exists():  # on a busy machine it may take more than a second to start
         monkeypatch.setattr(native_build, "SECONDS_TO_BUILD", limit)
         with pytest.raises(native_build.NativeUnavailable, match=f"did not finish in {limit} s"):
             native_build.load_from(tmp_path, stuck)
@@ -285,7 +285,7 @@ def test_a_stuck_compiler_is_not_left_running(
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 60) -> bool:
-    """Whether it happened in this time, which is far longer than it takes even where the machine is busy."""
+    """Wait until it has `happened`; False if it has not in a time that is far longer than needed."""
     end = time.monotonic() + seconds
     while not happened() and time.monotonic() < end:
         time.sleep(0.02)
@@ -327,5 +327,5 @@ def test_a_user_without_a_home_gets_a_temporary_folder(
 ) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # raises KeyError, as for a uid that has no account
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # raises KeyError, like a uid without an account
     assert native_build.cache_directory().parent == tmp_path / "tmp"

@@ -1,4 +1,4 @@
-"""Slow steps beside other processes: said once, with what helps, and never for other reasons; by a made-up clock."""
+"""A run that other processes slow says so once and says what helps. A made-up clock tells the time."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from training.progress import Stopwatch, progress_line
 
 
 class Machine:
-    """A clock, two cores, a run with two threads on them, and others that take some of their time."""
+    """A made-up clock and two cores, which a run with two threads shares with other processes."""
 
     def __init__(self, threads: int = 2, visible: bool = True, silent: bool = False) -> None:
         self.clock, self.own, self.all = 0.0, 0.0, 0.0
@@ -93,7 +93,7 @@ def slower_by_itself(machine: Machine) -> None:
 def always_shared(machine: Machine) -> None:
     machine.neighbours.forget()
     machine.steps(300, 0.08, others=1.0, own=1.0)
-    machine.steps(300, 0.2, others=1.1, own=0.9)  # for another reason: the others were there before
+    machine.steps(300, 0.2, others=1.1, own=0.9)  # for another reason, because the others were there before
 
 
 def on_a_free_core(machine: Machine) -> None:
@@ -117,7 +117,7 @@ def refinement(machine: Machine) -> None:
     machine.spend(30.0, others=1.5, own=1.9)  # compiled by child processes
     machine.stopwatch.restart()
     machine.neighbours.forget()
-    machine.steps(300, 0.2, others=1.0)  # of a larger model
+    machine.steps(300, 0.2, others=1.0)  # a larger model
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_it_keeps_silent_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(1e-4, 10), st.sampled_from(["step", "pause", "lap", "restart"])), min_size=1))
 def test_a_stopwatch_gives_each_step_its_own_time(events: list[tuple[float, str]]) -> None:
-    """Against a sum by hand: the time since the last step, lap or restart that was not in a pause."""
+    """Compare with a plain sum: the time since the last step, lap or restart, without pauses."""
     machine, since = Machine(), 0.0
     for seconds, event in events:
         machine.clock += seconds

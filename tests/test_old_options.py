@@ -1,4 +1,4 @@
-"""Options of earlier versions: one sentence for whoever writes them; runs that were trained with them still load."""
+"""Options of earlier versions: one sentence says what to write now, and runs trained with them still load."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from training.config import Config, parse, read_saved
 from training.old_options import RETIRED
 from training.sealed_file import write_sealed
 
-# A run of the version before: what its config.toml and checkpoints held.
+# The configuration of a run by the version before, as its config.toml and checkpoints have it.
 BEFORE = {
     "verify_data": True,
     "lr_decay_iters": 0,

@@ -1,4 +1,4 @@
-"""Every variant is the same layer: the same functions from other coefficients, whose conditioning is as promised."""
+"""Every variant has the same functions from other coefficients, with the documented condition numbers."""
 
 import copy
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench.conditioning import conditions
 from kan_layer import INITS, KANLayer
 from model import GPT, GPTConfig
-from splines.parametrisation import FROM_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
+from splines.parametrisation import MIN_KNOTS_FOR_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
 from tests import spline_reference
 from tests.test_backends import every_impl, relative_error
 
@@ -20,7 +20,7 @@ GRIDS = [*range(2, 18), 31, 32, 33, 64, 65, 129, 256, 257]
 
 
 def second_difference_matrix(points: int) -> np.ndarray:
-    """(G-2, G), written out entry by entry."""
+    """The matrix of second differences, (G-2, G), entry by entry."""
     matrix = np.zeros((points - 2, points))
     for row in range(points - 2):
         matrix[row, row : row + 3] = (1, -2, 1)
@@ -37,7 +37,9 @@ def test_every_init_is_the_same_function_in_every_variant(variant: str, init: st
         layers.append(KANLayer(4, 4, init=init, num_control_points=grid, spline_width=5.0, variant=name))
     plain, other = layers
     torch.testing.assert_close(other.control_points(), plain.control_points(), rtol=1e-5, atol=2e-6)
-    x = torch.randn(50, 4) * 3  # inside and outside, where the rounding of the last two control points is extrapolated
+    x = (
+        torch.randn(50, 4) * 3
+    )  # inside and outside the grid; outside, rounding of the last two control points is magnified
     torch.testing.assert_close(other(x), plain(x), rtol=1e-5, atol=4e-6 * max(grid, 8))
 
 
@@ -55,7 +57,7 @@ def test_any_control_points_can_be_stored(variant: str, grid: int, seed: int) ->
 @every_variant
 @every_impl
 def test_every_backend_serves_every_variant(variant: str, impl: str, device: torch.device) -> None:
-    """Values and gradients, those of the coefficients by the chain rule, are those of the definition in float64."""
+    """Compare with the float64 definition; the chain rule gives its gradients in the coefficients."""
     layer = KANLayer(6, 7, num_control_points=5, variant=variant, impl=impl, device=device)
     torch.nn.init.normal_(layer.weight)
     x, dy = (torch.randn(40, 6, device=device) * 2).requires_grad_(), torch.randn(40, 7, device=device)
@@ -97,10 +99,10 @@ def test_bases_are_invertible(variant: str, grid: int) -> None:
 
 @pytest.mark.parametrize("grid", [8, 9, 16, 33, 64, 100, 129, 256, 257])
 def test_condition_of_the_penalty(grid: int) -> None:
-    """One for the sums of second differences and the corrected cosines, to 1e-6; O(G⁴) for hats."""
+    """It is 1 to within 1e-6 for sums of second differences and corrected cosines, and O(G⁴) for hats."""
     for variant in ("parallel_scan", "DCT", "linearDCT"):
         assert conditions(variant, grid).penalty == pytest.approx(1, abs=1e-6)
-    # Hats: of D D', the largest eigenvalue nears 16, that of the highest frequency, and the smallest 500.56 / G⁴, that
+    # Hats: the largest eigenvalue of D Dᵀ tends to 16 (the highest frequency). The smallest tends to 500.56 / G⁴, that
     # of a beam clamped at both ends (Euler and Bernoulli).
     hats = conditions("B-spline", grid).penalty
     assert hats == pytest.approx(16 * grid**4 / 500.564, rel=0.15 if grid >= 64 else 0.6)
@@ -109,7 +111,7 @@ def test_condition_of_the_penalty(grid: int) -> None:
 @pytest.mark.parametrize("variant", ["DCT", "linearDCT", "parallel_scan"])
 @pytest.mark.parametrize("grid", [2, 3, 4, 5, 8, 9, 33, 64, 257])
 def test_the_penalty_is_diagonal(variant: str, grid: int) -> None:
-    """In these coefficients it is a sum of squares: nothing for two of them, the same for all others."""
+    """In these coefficients the penalty is a sum of squares: two have weight 0, all others have the same weight."""
     bent = second_difference_matrix(grid) @ basis(variant, grid)
     gram = bent.T @ bent
     free = [0, 1] if "DCT" in variant else [0, grid - 1]
@@ -121,7 +123,7 @@ def test_the_penalty_is_diagonal(variant: str, grid: int) -> None:
 
 
 def test_the_scale_of_coefficients_does_not_depend_on_the_grid() -> None:
-    """The same coefficients make nearly the same function on twice the knots."""
+    """The same coefficients give nearly the same function on twice as many knots."""
     low = np.array([0.3, -0.5, 1.0, 0.7])
     for variant in ("DCT", "balanced", "Legendre"):
         coarse, fine = basis(variant, 129)[:, :4] @ low, basis(variant, 257)[:, :4] @ low
@@ -159,7 +161,7 @@ def test_a_model_of_every_variant_starts_as_the_same_function() -> None:
 
 
 @pytest.mark.parametrize("variant", MIRRORED)
-@pytest.mark.parametrize("grid", [2, 3, 8, 9, FROM_HALVES, FROM_HALVES + 1])
+@pytest.mark.parametrize("grid", [2, 3, 8, 9, MIN_KNOTS_FOR_HALVES, MIN_KNOTS_FOR_HALVES + 1])
 def test_products_by_halves_are_the_whole_product(variant: str, grid: int) -> None:
     matrix = torch.tensor(basis(variant, grid))
     weight = torch.randn(2, grid, 3, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Races against others: their layers in our blocks, nanoGPT's own train.py read back as one of our models."""
+"""Other projects' layers in our blocks, and nanoGPT's checkpoints as our models, for races."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_a_peer_takes_the_mlp_s_place_with_its_parameters_and_its_own_init() -> 
     shape = {"vocab_size": 65, "n_layer": 2}
     model, twin = GPT(GPTConfig(ffn="efficient-kan", **shape)), GPT(GPTConfig(ffn="mlp", **shape))
     assert model.num_parameters() == pytest.approx(twin.num_parameters(), rel=0.02)
-    assert not (model.blocks[0].ffn.linear.weight == 2).all()  # GPT's init has been there
+    assert not (model.blocks[0].ffn.linear.weight == 2).all()  # GPT's init has replaced it
     peer_blocks.restore_own_init(model, seed=1)
     for block in model.blocks:
         assert (block.ffn.linear.weight == 2).all() and (block.ffn.spline_weight == 3).all()
@@ -59,7 +59,7 @@ def test_a_race_leaves_out_the_peers_that_are_not_there() -> None:
 
 
 def test_nanogpt_s_checkpoint_computes_the_same_as_one_of_ours() -> None:
-    """A model of ours under nanoGPT's names is read back as it was."""
+    """Rename a model of ours to nanoGPT's names; it must be read back unchanged."""
     model = tiny(**NANOGPT, bias=True)
     theirs = {rename(name): weight for name, weight in model.state_dict().items()}
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 11, "bias": True, "dropout": 0.0}
@@ -68,7 +68,7 @@ def test_nanogpt_s_checkpoint_computes_the_same_as_one_of_ours() -> None:
 
 
 def rename(name: str) -> str:
-    """Our name of a weight as nanoGPT's model.py has it."""
+    """nanoGPT's name for one of our weights."""
     tops = {"token_embedding": "transformer.wte", "position_embedding": "transformer.wpe", "norm": "transformer.ln_f"}
     first, _, rest = name.partition(".")
     if first in tops:

@@ -1,4 +1,4 @@
-"""plot.py: one spline, a layer, a film; and what of it is drawn is in the files."""
+"""plot.py draws a spline, a layer or a film from the run's records."""
 
 import itertools
 from pathlib import Path
@@ -13,14 +13,15 @@ from pictures import film
 from pictures.film import Moment, between
 from splines.records import SplineRecords
 from splines.views import SplineView, view_splines
-from tests.report_runs import look_at, make_run, random_layer
+from tests.layers import random_layer
+from tests.report_runs import look_at, make_run
 from tests.runs import assert_one_sentence, call, make_dataset, options
 from training.run_splines import splines_at
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers at three steps; the grid is refined on the way."""
+    """A run with two layers and three steps, whose grid is refined after the first."""
     layers = {
         step: [random_layer(6, 7, knots, seed=step + k) for k in (0, 1)] for step, knots in ((0, 3), (10, 5), (20, 5))
     }
@@ -28,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values_at(view: SplineView, x: np.ndarray) -> np.ndarray:
-    """The spline at x, straight beyond its grid, by NumPy's interpolation between far ends of the outer pieces."""
+    """The spline at x by NumPy's interpolation, with its outer pieces extended far beyond the grid."""
     knots = np.linspace(-view.spline_width / 2, view.spline_width / 2, len(view.control_points))
     points = view.control_points.astype(np.float64)
     far = 1000.0
@@ -125,7 +126,7 @@ def test_a_notebook_shows_a_figure_as_it_is() -> None:
 def test_a_layer_too_large_for_its_record_is_drawn_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("splines.records.MOST_VALUES", 200)
+    monkeypatch.setattr("splines.records.MAX_VALUES", 200)
     arguments = options(make_dataset(tmp_path / "words"), tmp_path / "run", splines=True)
     assert call(train.main, *arguments).code == 0
     (partial,) = SplineRecords(tmp_path / "run").read(12)

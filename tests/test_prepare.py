@@ -1,4 +1,4 @@
-"""The prepare scripts write what nanoGPT's write, and fail in one sentence."""
+"""The prepare scripts write the same as nanoGPT's, and fail in one sentence."""
 
 import json
 import runpy
@@ -42,7 +42,7 @@ def text_file(tmp_path: Path) -> Path:
 
 
 def run_prepare(name: str, folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a prepare script in a process of its own, as a user does, but with `folder` in place of its own."""
+    """Run a prepare script in its own process, with `folder` in place of the script's folder."""
     path = ROOT / "data" / name / "prepare.py"
     code = (
         f"import runpy, sys; from pathlib import Path; from corpus import sources; {before}\n"
@@ -140,7 +140,7 @@ def test_openwebtext_separates_documents_and_holds_some_out(
     assert decoded(data, "val").split("<|endoftext|>") == [documents[0], documents[2000], ""]
     assert decoded(data, "train").split("<|endoftext|>") == documents[1:2000] + documents[2001:] + [""]
 
-    # What `datasets` streams goes the very same way.
+    # Text that `datasets` streams must give the same.
     def load_dataset(name: str, revision: str, split: str, streaming: bool) -> list[dict[str, str]]:
         assert (name, split, streaming) == ("Skylion007/openwebtext", "train", True)
         return [{"text": text} for text in documents]
@@ -233,7 +233,7 @@ def test_text_needs_a_file_and_a_name_of_its_own(tmp_path: Path) -> None:
     [
         ("raise UserError('one sentence')", 2, "error: one sentence\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
-        ("print('x' * 10)", 1, ""),  # nobody reads it
+        ("print('x' * 10)", 1, ""),  # a command whose output nobody reads
         ("print('x' * 1_000_000)", 1, ""),
     ],
 )
@@ -253,7 +253,7 @@ def test_commands_end_without_a_traceback(body: str, status: int, message: str) 
     ) as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdout.close()
-        process.stdin.close()  # only now may it begin
+        process.stdin.close()  # only now it may begin
         assert process.stderr.read() == message
         assert process.wait(60) == status
 

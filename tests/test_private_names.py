@@ -1,4 +1,4 @@
-"""What is private in PyTorch may be gone in its next release: the program then works all the same, if slower."""
+"""The program still works, if slower, when a private name of PyTorch is gone in a later release."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ from training.distributed import World
 from training.optimizer import AdamW
 from training.sharded_checkpoint import sharded_state, write_sharded
 
-# All private names of PyTorch and Triton that the program uses. Each is away in a test of this file.
+# All private names of PyTorch and Triton that the program uses. A test of this file removes each.
 USED = {
     "torch._C",  # whether torch.func is active
     "torch._dynamo",  # bench/ lifts limits there, public from PyTorch 2.14 on
@@ -31,7 +31,7 @@ USED = {
     "torch.cpu._is_avx512_supported",
 }
 
-# A process in which they are. PyTorch's own use of the last one goes on after the program has been imported.
+# A process that removes them. PyTorch itself needs the last one, so it is restored after the program is imported.
 WITHOUT = """
 import json, sys, types
 import torch
@@ -64,7 +64,7 @@ torch.save({"model": state["model"], "optimizer": state["optimizer"]}, copy)
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs trained with and without the names, and a sharded checkpoint written with, read without."""
+    """A folder with runs trained with and without the names, and a sharded checkpoint that was read without them."""
     folder = tmp_path_factory.mktemp("names")
     dataset = make_dataset(folder / "words")
     runs = []
@@ -89,7 +89,7 @@ def a_step() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def test_training_gives_the_same_numbers(without: Path) -> None:
-    for optimizer, tolerance in (("adamw", 0.0), ("muon", 1e-2)):  # muon multiplies in float32 where it finds no AMX
+    for optimizer, tolerance in (("adamw", 0.0), ("muon", 1e-2)):  # muon multiplies in float32 if it finds no AMX
         losses, expected = (
             [record["train_loss"] for record in read_metrics(without / name)]
             for name in (f"{optimizer}-without", optimizer)
@@ -132,14 +132,14 @@ def test_limits_of_compiling_are_lifted_wherever_they_are(monkeypatch: pytest.Mo
 
 
 def test_without_its_2_4_product_the_zeros_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(major=8))
     monkeypatch.delattr(torch, "_sparse_semi_structured_mm", raising=False)
     _, why = backends.choose("semi_structured", Problem(16, 5, 16, torch.device("cuda")))
     assert "with its zeros written out, as this PyTorch has no 2:4 product" in why
 
 
 def test_a_layer_follows_its_weight_to_another_device_by_any_way() -> None:
-    """nn.Module._apply, which most ways go through, is private, and not on the way of all."""
+    """Most ways call nn.Module._apply, which is private; some do not."""
     here, x = KANLayer(6, 5, num_control_points=4), torch.randn(3, 6)
     layer = KANLayer(6, 5, num_control_points=4, device="meta")
     layer.load_state_dict(here.state_dict(), assign=True)
@@ -171,7 +171,7 @@ torch.optim.AdamW.o(self._p, torch.__version__, np._q)
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
-    """Names of PyTorch and Triton, up to their first private part."""
+    """Private names of PyTorch and Triton in `tree`, up to their first private part."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""A run that compiles nothing does not load PyTorch's compiler, and its optimizer is PyTorch's."""
+"""A run that compiles nothing does not load PyTorch's compiler, and its AdamW equals PyTorch's."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_adamw_is_pytorch_s_bit_for_bit(fused: bool) -> None:
 
 def test_hooks_run_once_a_step() -> None:
     counts = []
-    for kind in (AdamW, MuonAdamW, AdamW, MuonAdamW):  # each in the presence of the other
+    for kind in (AdamW, MuonAdamW, AdamW, MuonAdamW):  # each must work beside the other
         parameter = torch.nn.Parameter(torch.randn(4, 4))
         group = {"params": [parameter], "muon_pieces": [1]} if kind is MuonAdamW else {"params": [parameter]}
         optimizer, calls = kind([group]), []

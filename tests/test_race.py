@@ -1,4 +1,4 @@
-"""bench/gpt.py: a race is what train.py would have done, its table follows from its curves; mistakes are one line."""
+"""bench/gpt.py: a race trains like train.py, its table follows from its curves, and mistakes get one line."""
 
 import json
 import statistics
@@ -134,7 +134,7 @@ def test_a_race_can_be_shortened() -> None:
 
 
 def test_the_races_of_the_repository_are_fair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters within 2 %, but for those whose names say otherwise."""
+    """Parameters agree within 2 %, except for contestants whose names say otherwise."""
     for path in Path("bench/races").glob("*.toml"):
         race, _ = Race.read(path).without_missing_peers()
         assert len(race.seeds) >= 5 and race.search

@@ -1,4 +1,4 @@
-"""Training coarse to fine: refined runs go on as they were, can be stopped and resumed, and compile again."""
+"""Training coarse to fine: refined runs continue with the same functions, can be resumed, and compile again."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_bad_stages_are_one_sentence(tmp_path: Path, dataset: Path, text: str, m
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_loss_does_not_move_when_refined(tmp_path: Path, dataset: Path, variant: str, optimizer: str) -> None:
-    """5 → 9 → 17 → 33 in the middle of training, to 1e-5."""
+    """Refine 5 → 9 → 17 → 33 in the middle of training; logits stay the same to 1e-5."""
     trainer = make_trainer(options(dataset, tmp_path, kan_variant=variant, optimizer=optimizer))
     x, y = trainer.batches.batch(0)
     for points in (9, 17, 33):
@@ -85,7 +85,7 @@ def test_the_loss_does_not_move_when_refined(tmp_path: Path, dataset: Path, vari
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("grid", [9, 16])
 def test_a_carried_gradient_is_nearly_that_of_the_finer_grid(variant: str, grid: int) -> None:
-    """Compared with autograd's, as gradients of control points, where outputs and inputs are related smoothly."""
+    """First moments must be near autograd's gradients of the new control points, for smooth functions."""
     torch.manual_seed(0)
     x = (torch.rand(4000, 2, dtype=torch.float64) - 0.5) * 4
     dy = torch.stack((x[:, 0].sin(), x[:, 1] ** 2 - 1, x.sum(dim=1).cos()), dim=1)
@@ -103,11 +103,11 @@ def gradient(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor
 
 
 def test_hats_carry_their_gradient_as_a_density() -> None:
-    """The sum over the grid, which is the gradient of a constant, stays but for the ends; so does that of a line."""
+    """The sum over the grid is the gradient of a constant. It stays except at the ends; so does that of a line."""
     layer = KANLayer(1, 1, num_control_points=9)
     before = KANLayer(1, 1, num_control_points=5).grid
     transfer = gradient_transfer(layer, before)
-    np.testing.assert_allclose(transfer[:, 1:-1].sum(axis=0), 1)  # of each inner knot
+    np.testing.assert_allclose(transfer[:, 1:-1].sum(axis=0), 1)  # for each inner knot
     np.testing.assert_allclose(layer.grid.knots() @ transfer[:, 1:-1], before.knots()[1:-1], atol=1e-12)
 
 
@@ -136,7 +136,7 @@ def test_checkpoints_of_every_stage_can_be_used(tmp_path: Path, dataset: Path) -
 
 
 def test_the_validation_loss_is_continuous_in_a_real_run(tmp_path: Path, dataset: Path) -> None:
-    """The run with a refinement after its last step ends with the loss of the one without."""
+    """A run with a refinement after its last step ends with the same loss as one without."""
     losses = []
     for stages in ("5@0", "5@0,33@12"):
         run = tmp_path / stages
@@ -153,7 +153,7 @@ def test_another_kan_refine_cannot_resume_a_run(tmp_path: Path, dataset: Path) -
 
 @pytest.mark.needs("torch.compile")
 def test_compiled_models_survive_it(dataset: Path) -> None:
-    """The gradients of a compiled model are those of the eager one, after refining too."""
+    """A compiled model has the gradients of the eager one, also after refining."""
     torch.compiler.reset()
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=20, kan_init="random_normal"))
     compiled = torch.compile(model)
@@ -177,7 +177,7 @@ def random_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_penalty_smooths_and_is_logged(tmp_path: Path, dataset: Path) -> None:
-    """Stronger penalties end with smoother splines; the train loss that is logged is without it."""
+    """Stronger penalties give smoother splines. The logged training loss does not include the penalty."""
     rough = []
     for weight in (0, 1e-6, 1e5):
         run = tmp_path / str(weight)

@@ -1,4 +1,6 @@
-"""Other grids for the same functions: refined and widened exactly, fitted to activations, made from linear layers."""
+"""Grids change and functions stay: refined and widened exactly, fitted to activations, made from linear layers."""
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,16 +12,13 @@ from torch import nn
 from kan_layer import KANLayer
 from splines.grid import Grid, fitted_width
 from splines.parametrisation import VARIANTS
+from tests.layers import random_layer
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 DOUBLE = {"rtol": 1e-9, "atol": 1e-9, "check_dtype": False}
 
 
-def random_layer(grid: int, width: float = 4.0, variant: str = "B-spline", **options) -> KANLayer:
-    layer = KANLayer(3, 4, num_control_points=grid, spline_width=width, variant=variant, dtype=torch.float64, **options)
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter)
-    return layer
+double_layer = partial(random_layer, 3, 4, dtype=torch.float64)
 
 
 def probes(width: float) -> torch.Tensor:
@@ -31,7 +30,7 @@ def probes(width: float) -> torch.Tensor:
 @given(grid=st.integers(2, 12), times=st.integers(1, 5), width=st.floats(0.5, 9), seed=st.integers(0, 999))
 def test_refining_leaves_the_function(variant: str, grid: int, times: int, width: float, seed: int) -> None:
     torch.manual_seed(seed)
-    layer, x = random_layer(grid, width, variant), probes(width)
+    layer, x = double_layer(grid, width, variant=variant), probes(width)
     y = layer(x)
     layer.refine((grid - 1) * times + 1)
     assert layer.num_control_points == layer.weight.shape[1] == (grid - 1) * times + 1
@@ -39,8 +38,8 @@ def test_refining_leaves_the_function(variant: str, grid: int, times: int, width
 
 
 def test_refining_halves_intervals() -> None:
-    """c[2i] = c[i] and c[2i+1] = (c[i] + c[i+1]) / 2."""
-    layer = random_layer(5)
+    """Check c[2i] = c[i] and c[2i+1] = (c[i] + c[i+1]) / 2."""
+    layer = double_layer(5)
     before = layer.control_points().detach().clone()
     layer.refine(9)
     torch.testing.assert_close(layer.control_points()[:, ::2], before)
@@ -51,7 +50,7 @@ def test_refining_halves_intervals() -> None:
 @given(grid=st.integers(2, 9), cells=st.integers(0, 4), width=st.floats(0.5, 9), seed=st.integers(0, 999))
 def test_widening_leaves_the_function(grid: int, cells: int, width: float, seed: int) -> None:
     torch.manual_seed(seed)
-    layer, x = random_layer(grid, width), probes(width)
+    layer, x = double_layer(grid, width), probes(width)
     y = layer(x)
     layer.widen(cells)
     assert layer.num_control_points == grid + 2 * cells
@@ -66,7 +65,7 @@ def test_widening_leaves_the_function(grid: int, cells: int, width: float, seed:
 )
 def test_a_grid_is_called_exact_where_random_splines_survive_it(old: tuple[int, float], new: tuple[int, float]) -> None:
     torch.manual_seed(0)
-    layer, x = random_layer(*old), probes(4.0)
+    layer, x = double_layer(*old), probes(4.0)
     y = layer(x)
     exact = Grid(*old).is_exact_on(Grid(*new))
     layer.regrid(Grid(*new))
@@ -74,7 +73,7 @@ def test_a_grid_is_called_exact_where_random_splines_survive_it(old: tuple[int, 
 
 
 def test_zero_centred_splines_refine() -> None:
-    layer, x = random_layer(5, zero_centred=True), probes(4.0)
+    layer, x = double_layer(5, zero_centred=True), probes(4.0)
     y = layer(x)
     layer.refine(9)
     assert layer.weight.shape == (3, 8, 4)
@@ -85,7 +84,7 @@ def test_zero_centred_splines_refine() -> None:
     ("before", "after", "near"), [(5, 8, "5 or 9"), (5, 3, "5 or 9"), (8, 64 + 3, "64 or 71"), (5, 10, "9 or 13")]
 )
 def test_a_grid_that_would_change_the_function_is_refused(before: int, after: int, near: str) -> None:
-    layer = random_layer(before)
+    layer = double_layer(before)
     with pytest.raises(ValueError, match=f"multiple of {before - 1}, as with {near}"):
         layer.refine(after)
     assert layer.num_control_points == before

@@ -1,4 +1,4 @@
-"""What goes into the report: bytes that are the layer, within the budget; every kind of run; nothing from elsewhere."""
+"""The report holds the layer's values within its budget, for every kind of run, and loads nothing from elsewhere."""
 
 import base64
 import json
@@ -16,7 +16,8 @@ import report
 import train
 from splines.records import SplineRecords
 from splines.snapshot import VISIBLE
-from tests.report_runs import make_run, random_layer
+from tests.layers import random_layer
+from tests.report_runs import make_run
 from tests.runs import assert_one_sentence, call, make_dataset, options
 from training.config import parse
 from webpage import build
@@ -33,7 +34,7 @@ from webpage.run_data import read_run, thinned
 )
 def test_the_packed_splines_are_the_layers_own_to_a_millionth(shape, width, scale, seed):
     inputs, knots, outputs = shape
-    layer = random_layer(inputs, outputs, knots, width, seed, scale)
+    layer = random_layer(inputs, outputs, knots, width, seed=seed, scale=scale)
     parts = bytearray()
     where = pack_layer(layer.snapshot(), parts)
     if where["scale"] is None:
@@ -70,7 +71,7 @@ def test_a_page_keeps_to_its_budget_and_the_first_and_last_steps(
     tmp_path: Path, budget: int, steps_kept: int, is_whole: bool
 ) -> None:
     steps = range(0, 900, 100)
-    run = make_run(tmp_path / "run", {step: [random_layer(40, 60, 5, seed=step)] for step in steps})
+    run = make_run(tmp_path / "run", {step: [random_layer(40, 60, 5, seed=step, scale=0.3)] for step in steps})
     packed = pack(SplineRecords(run), read_run(run).tokenizer, budget)
     assert packed is not None
     assert sum(map(len, packed.blocks.values())) <= budget
@@ -170,7 +171,7 @@ def test_runs_are_compared_and_splines_come_from_the_one_that_has_them(tmp_path:
 
 
 def test_runs_whose_folders_have_the_same_name_are_told_apart(tmp_path: Path) -> None:
-    """As in report.py a/out b/out: each has its own column, under a name of its own."""
+    """In `report.py a/out b/out` each run has its own column, under its own name."""
     layers = [random_layer(6, 6, 5)]
     runs = [make_run(tmp_path / name, {0: layers, 10: layers}) for name in ("a/out", "b/out", "c/b/out", "other")]
     for number, run in enumerate(runs):
@@ -195,7 +196,7 @@ def test_every_kind_of_run_has_a_report(tmp_path: Path) -> None:
     for path in (mlp / "samples").iterdir():
         path.unlink()
     with open(mlp / "metrics.jsonl", "a") as file:
-        file.write('{"step": 20, "train_lo')  # half a line, as of a run that is writing it
+        file.write('{"step": 20, "train_lo')  # half a line, which a run is writing
     assert call(report.main, mlp).code == 0
     page = (mlp / "report.html").read_text()
     assert "splines-title" not in page and "samples-title" not in page and "10 steps" in page

@@ -10,7 +10,8 @@ import torch
 import report
 from bench.shared.chromium import Browser, why_not
 from kan_layer import KANLayer
-from tests.report_runs import make_run, random_layer
+from tests.layers import random_layer
+from tests.report_runs import make_run
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: what it draws is the layer, and it can be used by pointer, keyboard and phone."""
+"""The report in a real browser: it draws the layer, and works with pointer, keyboard and phone."""
 
 import json
 import re
@@ -20,7 +20,8 @@ from splines.snapshot import VISIBLE
 from splines.statistics import dead_splines, layer_statistics
 from splines.views import edge_importance, edge_variation
 from tests import machine
-from tests.report_runs import make_run, random_layer
+from tests.layers import random_layer
+from tests.report_runs import make_run
 from tests.runs import call, make_dataset, options
 from training.checkpoint import load_checkpoint
 
@@ -32,7 +33,7 @@ SIZE = {"n_layer": 2, "n_embd": 32, "learning_rate": 0.02, "num_control_points":
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run by train.py itself, with its report."""
+    """A small run of train.py with its report."""
     folder = tmp_path_factory.mktemp("report")
     arguments = options(make_dataset(folder / "words"), folder / "small-run", **SIZE, splines=True, report="end")
     assert call(train.main, *arguments).code == 0
@@ -64,7 +65,7 @@ def test_it_loads_without_a_word_on_the_console(browser: Browser, run: Path) -> 
 
 @pytest.mark.parametrize("step", [4, STEPS])
 def test_what_is_plotted_is_the_layers_own_output(page: Browser, run: Path, step: int) -> None:
-    """At random points of random edges, in and beyond the grid."""
+    """Compare at random points of random edges, inside and outside the grid."""
     generator = np.random.default_rng(step)
     for number, layer in enumerate(load_checkpoint(run, str(step)).model.spline_layers()):
         layer = layer.double()
@@ -88,7 +89,7 @@ def test_what_is_plotted_is_the_layers_own_output(page: Browser, run: Path, step
 
 
 def alone(layer: Any, i: int, o: int, x: np.ndarray) -> np.ndarray:
-    """What the layer makes of input i alone for output o: all other splines are taken away."""
+    """The layer's output o from input i alone, with all other splines set to zero."""
     points = layer.control_points().detach().clone()
     keep = points[i, :, o].clone()
     lone = type(layer)(
@@ -298,7 +299,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser: Browser, run: Path
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As many splines and steps as the default run's."""
+    """A run with as many splines and steps as the default one."""
     layers = {
         step: [random_layer(128, 128, 5, seed=4 * step + k, scale=0.1 + step / 20000) for k in range(4)]
         for step in range(0, 2001, 250)

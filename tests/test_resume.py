@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the uninterrupted run, bit for bit."""
+"""A run that was stopped and resumed equals the uninterrupted run, bit for bit."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_identical(first: Any, second: Any, where: str = "state") -> None:
-    """Equal in every bit, through all containers."""
+    """Check that states are equal bit for bit, including what is nested in containers."""
     assert type(first) is type(second), where
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second), where
@@ -58,7 +58,7 @@ def assert_identical(first: Any, second: Any, where: str = "state") -> None:
 
 
 def outcome(run: Path, step: int = STEPS) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What interruptions must not change: the state (but how long, where, how begun) and the metrics (but timings)."""
+    """The state and the metrics that interruptions must not change: all except timings, paths and how the run began."""
     state = read_state(step_path(run, step))
     del state["elapsed_s"], state["config"]["out_dir"], state["config"]["resume"]
     timings = {"tokens_per_second", "step_ms", "elapsed_s"}
@@ -109,7 +109,7 @@ def test_a_finished_run_can_be_prolonged(tmp_path: Path, dataset: Path) -> None:
 
 
 def test_metrics_after_the_checkpoint_and_half_a_line_are_dropped(tmp_path: Path, dataset: Path) -> None:
-    """As after a kill: the newest checkpoint is older than the last lines of metrics.jsonl."""
+    """After a kill the newest checkpoint may be older than the last lines of metrics.jsonl."""
     train_until(options(dataset, tmp_path / "whole"))
     run = tmp_path / "killed"
     train_until(options(dataset, run), 8)
@@ -167,7 +167,7 @@ def test_a_signal_lets_the_step_finish_and_be_saved(
 
 @contextlib.contextmanager
 def endless_run(dataset: Path, run: Path, **changes: Any) -> Iterator[subprocess.Popen[str]]:
-    """train.py in a process of its own, past its first checkpoints."""
+    """A process that runs train.py and has written its first checkpoints."""
     arguments = command("train.py", *options(dataset, run, **{**ENDLESS, **changes}))
     with open(run.with_suffix(".log"), "w") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, text=True)
@@ -183,7 +183,7 @@ def endless_run(dataset: Path, run: Path, **changes: Any) -> Iterator[subprocess
 
 
 def assert_resumes(run: Path, at_least: int) -> None:
-    """Resumed for a few steps, the run has each logged step's line exactly once and no leftovers."""
+    """Resume the run for a few steps, and check that each logged step has exactly one line and no file is left over."""
     end = load_checkpoint(run).step + 6
     assert call(train.main, *resume_options(run), "--max_iters", end).code == 0
     steps = [record["step"] for record in read_metrics(run)]
@@ -224,7 +224,7 @@ train.main()
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, dataset: Path) -> None:
-    """Within a step that would never end."""
+    """Send the signal within a step that would never end."""
     arguments = [sys.executable, "-c", TWO_SIGNALS, *options(dataset, tmp_path / "run")]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 143 and "Traceback" not in done.stderr

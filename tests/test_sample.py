@@ -1,4 +1,4 @@
-"""Sampling: the cache changes nothing, the filters keep exactly what they should, and a seed means one text."""
+"""Sampling: the cache changes nothing, filters keep the right tokens, and a seed gives one text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +73,7 @@ def untrained(**changes: object) -> GPT:
 def test_generation_with_the_cache_is_that_of_whole_contexts(changes: dict[str, object], length: int) -> None:
     model = untrained(**changes)
     context = [(7 * i) % 23 for i in range(length)]
-    count = BLOCK + 1 - length  # the last token is predicted from a full context
+    count = BLOCK + 1 - length  # so that the last token is predicted from a full context
     found = tokens_of(model, context, count)
     for token in found:
         assert token == naive_argmax(model, context)
@@ -125,7 +125,7 @@ def test_top_k_keeps_the_k_largest(logits: Tensor, k: int) -> None:
 
 
 def dyadic(weights: list[int]) -> Tensor:
-    """Probabilities that floating point adds up exactly: multiples of 1/1024."""
+    """Multiples of 1/1024 as probabilities, which floating point adds up exactly."""
     weights = [*weights, 1024 - sum(weights)]
     return torch.tensor(weights, dtype=torch.float32) / 1024
 

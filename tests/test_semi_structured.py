@@ -1,4 +1,6 @@
-"""The 2:4 form of splines with five control points: what is stored, where it belongs, and what is refused."""
+"""The 2:4 form of splines with five control points: its values, its positions, and cases that it refuses."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 import backends
 from backends import semi_structured
 from kan_layer import KANLayer
-from tests.test_backends import inputs_of_every_kind, random_layer, relative_error, run, truth_for
+from tests.layers import random_layer
+from tests.test_backends import inputs_of_every_kind, relative_error, run, truth_for
 
 CUDA = torch.device("cuda")
 
@@ -73,12 +76,23 @@ def test_it_says_where_the_zeros_are_written_out(monkeypatch: pytest.MonkeyPatch
     assert layer.why_this_impl == (
         "asked for; with its zeros written out, as sparse tensor cores are in CUDA GPUs, and the layer is on cpu"
     )
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=9))
     _, why = backends.choose("semi_structured", backends.Problem(16, 5, 16, CUDA))
     assert "compute capability 8.x" in why
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=8))
     _, why = backends.choose("semi_structured", backends.Problem(20, 5, 16, CUDA))
     assert "in_features a multiple of 16 and out_features of 8, not 20 and 16" in why
+
+
+def test_the_product_is_tried_once_and_before_compilers_see_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=8))
+    monkeypatch.setattr(semi_structured, "_WORKING", {})
+    monkeypatch.setattr(semi_structured, "_product_works", lambda device: tried.append(device) or False)
+    for _ in range(2):
+        _, why = backends.choose("semi_structured", backends.Problem(16, 5, 16, CUDA))
+        assert "2:4 product fails on this GPU" in why
+    assert tried == [CUDA]
 
 
 def test_the_operator_has_the_shape_that_compilers_are_told() -> None:

@@ -1,4 +1,4 @@
-"""Simplifying: no spline changes by more than it may; checkpoints sample and resume; losses are the model's own."""
+"""simplify.py: splines change within the limit, its checkpoints sample and resume, and it prints the model's losses."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from training.checkpoint import load_checkpoint
 
 
 def single(layer: KANLayer, x: torch.Tensor) -> np.ndarray:
-    """What each spline makes of each activation, by its definition: (M, I, O), float64."""
+    """Each spline's value for each activation by the definition, (M, I, O), float64."""
     points = layer.control_points().detach().double().numpy()
     G, width = layer.num_control_points, layer.spline_width
     u = (x.double().numpy() + width / 2) * (G - 1) / width

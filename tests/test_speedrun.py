@@ -1,4 +1,4 @@
-"""bench/speedrun.py: it stops its watch at the line that shows the loss, ends the process, and says what went wrong."""
+"""bench/speedrun.py stops the clock at the line with the loss, ends the process, and reports failures in a sentence."""
 
 import math
 import sys

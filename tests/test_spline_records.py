@@ -1,4 +1,4 @@
-"""A snapshot says what the layer and its activations are; records keep it, bounded, and give it back as it was."""
+"""A snapshot describes a layer and its activations. Records bound its size, keep it, and give it back."""
 
 import dataclasses
 from pathlib import Path
@@ -13,8 +13,9 @@ from common.errors import UserError
 from model import GPT, GPTConfig
 from splines import records as records_module
 from splines.records import SplineRecords, bounded
-from splines.snapshot import LEAST_COUNT, Snapshot
-from tests.report_runs import look_at, random_layer
+from splines.snapshot import MIN_COUNT, Snapshot
+from tests.layers import random_layer
+from tests.report_runs import look_at
 from training.activations import take_snapshots
 
 
@@ -44,7 +45,7 @@ def test_cells_and_token_means_are_those_of_the_definition(features, knots, widt
     for token, means in zip(snapshot.tokens, snapshot.token_means, strict=True):
         np.testing.assert_allclose(means, x[tokens == int(token)].mean(0), rtol=1e-4, atol=1e-5)
     seen = torch.bincount(tokens, minlength=7)
-    assert set(snapshot.tokens.tolist()) == {t for t in range(7) if seen[t] >= LEAST_COUNT}
+    assert set(snapshot.tokens.tolist()) == {t for t in range(7) if seen[t] >= MIN_COUNT}
     assert float((x.abs() <= snapshot.reach).float().mean()) == pytest.approx(0.99, abs=0.006)
 
 
@@ -78,7 +79,7 @@ def test_what_is_not_a_record_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(40, 30), (3, 200), (200, 3), (100, 100)])
 def test_a_large_layer_is_recorded_in_part_the_same_part_each_time(tmp_path: Path, monkeypatch, shape) -> None:
-    monkeypatch.setattr(records_module, "MOST_VALUES", 2000)
+    monkeypatch.setattr(records_module, "MAX_VALUES", 2000)
     layer = random_layer(*shape, knots=5)
     records = SplineRecords(tmp_path)
     for step in (1, 2):

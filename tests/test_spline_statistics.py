@@ -1,4 +1,4 @@
-"""The numbers that sum up a layer, on layers whose numbers are known, and advice that mends what it warns about."""
+"""The statistics of layers for which they are known, and advice that removes what it warns about."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 
 from kan_layer import KANLayer
 from splines.statistics import (
-    MOST_OUTSIDE,
+    MAX_OUTSIDE,
     LayerStatistics,
     curve_advice,
     effective_rank,
@@ -16,7 +16,8 @@ from splines.statistics import (
     grid_advice,
     layer_statistics,
 )
-from tests.report_runs import look_at, random_layer
+from tests.layers import random_layer
+from tests.report_runs import look_at
 
 
 def test_straight_lines_are_linear_and_flat_ones_dead() -> None:
@@ -66,7 +67,7 @@ def test_a_narrow_grid_is_warned_about_and_the_advice_mends_it() -> None:
     found = [layer_statistics(random_layer(5, 3, 6, width=2.0).snapshot(x, number=3))]
     (sentence,) = grid_advice(found)
     assert sentence == "44 % of the activations of layer 3 lie outside the grid: consider --spline-width 7"
-    assert found[0].outside > MOST_OUTSIDE
+    assert found[0].outside > MAX_OUTSIDE
     mended = layer_statistics(random_layer(5, 3, 6, width=7.0).snapshot(x, number=3))
     assert mended.outside <= 0.01 and not grid_advice([mended])
 

@@ -1,4 +1,4 @@
-"""Standard streams as a shell, a terminal or a service leaves them: closed, or in an encoding that lacks characters."""
+"""Commands work with standard streams that are closed or whose encoding lacks characters."""
 
 import io
 import os
@@ -27,7 +27,7 @@ Call = tuple[Callable[[], None], list[object]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a model that writes Chinese."""
+    """A run whose model writes Chinese."""
     folder = tmp_path_factory.mktemp("春")
     arguments = options(make_dataset(folder / "诗", WORDS), folder / "眠", splines=True)
     assert call(train.main, *arguments).code == 0
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(run: Path, folder: Path) -> dict[str, Call]:
-    """Every command, each with arguments that make it print what ASCII lacks; what it writes is in `folder`."""
+    """Every command with arguments that make it print characters outside ASCII. It writes its files to `folder`."""
     text = folder / "晓.txt"
     text.write_text(WORDS, encoding="utf-8")
     prepare = runpy.run_path(str(ROOT / "data/text/prepare.py"))["main"]
@@ -57,7 +57,7 @@ def commands(run: Path, folder: Path) -> dict[str, Call]:
 
 
 def exit_codes(calls: dict[str, Call], monkeypatch: pytest.MonkeyPatch, stream: Callable[[], object]) -> dict[str, int]:
-    """How each command ends with a new stream as standard output and another as standard error."""
+    """Run each command with new streams as standard output and standard error, and return how it ended."""
     codes = {}
     for name, (main, arguments) in calls.items():
         with monkeypatch.context() as patch:
@@ -72,7 +72,8 @@ def exit_codes(calls: dict[str, Call], monkeypatch: pytest.MonkeyPatch, stream: 
     return codes
 
 
-EXPECTED = {"convert": 2, "prepare": 2}  # its checkpoint is in one file already; a name in other letters
+# Exit codes other than 0: convert finds a checkpoint that is one file already, prepare gets a name in other letters.
+EXPECTED = {"convert": 2, "prepare": 2}
 
 
 def test_every_command_ends_as_ever_where_its_output_and_errors_are_closed(
@@ -119,7 +120,7 @@ def test_a_handler_that_the_user_has_chosen_is_kept(run: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("redirections", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path, redirections: str) -> None:
-    """Else what a library or a compiler prints would go into it."""
+    """Otherwise the output of a library or compiler could go into that file."""
     code = (
         "import os, subprocess, sys; from common.streams import mend_streams; mend_streams()\n"
         "with open(sys.argv[1], 'w') as file:\n"

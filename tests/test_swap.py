@@ -1,4 +1,4 @@
-"""Swapping linear layers for splines leaves outputs as they are, wherever the layers sit."""
+"""Swapping linear layers for splines leaves the outputs unchanged, wherever the layers are."""
 
 import contextlib
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_pytorch_s_encoder_keeps_its_outputs(where: str, training: bool) -> None
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     encoder, x = nn.TransformerEncoder(layer, 2).train(training), torch.randn(3, 5, 8)
     padding = torch.arange(5) >= torch.tensor([[5], [3], [4]])
-    with torch.no_grad():  # where PyTorch would take its fused computation
+    with torch.no_grad():  # without gradients PyTorch would use its fused computation
         plain, padded = encoder(x), encoder(x, src_key_padding_mask=padding)
     left = "self_attn.out_proj: nn.MultiheadAttention reads its weight"
     with pytest.warns(UserWarning, match=left) if where == "*" else contextlib.nullcontext():
@@ -102,7 +102,7 @@ class Scaled(nn.Linear):
 
 
 class Tagged(nn.Linear):
-    """A subclass that computes the same."""
+    """A subclass that computes the same as its base."""
 
 
 def with_patched_forward(linear: nn.Linear) -> nn.Linear:
@@ -143,7 +143,7 @@ def test_layers_that_are_more_than_linear_are_left_and_named(special: Callable[[
         KANLayer.from_linear(one)
 
 
-def test_hooks_go_on_seeing_what_they_saw_and_can_be_removed() -> None:
+def test_hooks_still_see_inputs_and_outputs_and_can_be_removed() -> None:
     linear, seen = nn.Linear(4, 4), []
     handles = [
         linear.register_forward_pre_hook(lambda module, args: seen.append("before")),

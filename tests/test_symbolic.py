@@ -1,4 +1,4 @@
-"""Formulas for splines: a function of the library is found again, and R² is the share that is explained."""
+"""Formulas for splines: a known function is found again, and R² is the share of the variance that it explains."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tokenizers give back the text they were given, whole or piece by piece."""
+"""Tokenizers give back the same text, whether they get it whole or in pieces."""
 
 import os
 import subprocess

@@ -1,11 +1,9 @@
-"""A training run: it learns, measures honestly, keeps its records, and stops before it would spoil its parameters."""
+"""A training run learns, measures correctly, keeps its records, and stops before its parameters are spoilt."""
 
 import math
 import re
-import struct
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from tests.runs import (
     train_losses,
     train_until,
 )
+from tests.wandb_file import read_history
 from training import spline_watch
 from training.checkpoint import load_checkpoint, read_state
 from training.config import parse
@@ -58,7 +57,7 @@ def losses(dataset: Path, out_dir: Path, **changes: Any) -> list[float]:
 
 @pytest.fixture(scope="module")
 def baseline(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Splines that start as lines, so that they matter from the first step on."""
+    """The losses of a run whose splines start as random lines, so that they matter from the first step on."""
     return losses(dataset, tmp_path_factory.mktemp("runs") / "baseline", kan_init="random_normal")
 
 
@@ -114,7 +113,7 @@ def test_the_loss_is_the_entropy_of_uniform_guessing_at_first_and_falls_on_what_
 
 
 def test_the_whole_validation_split_is_scored_when_eval_iters_is_0(tmp_path: Path, dataset: Path) -> None:
-    """Against a plain loop over all tokens."""
+    """Compare with a plain loop over all tokens."""
     trainer = make_trainer(options(dataset, tmp_path, eval_iters=0, batch_size=3))
     trainer.train(False)  # type: ignore[arg-type]
     tokens = torch.from_numpy(np.concatenate(trainer.val_stream.shards).astype(np.int64))
@@ -165,7 +164,7 @@ def test_a_learning_rate_that_explodes_ends_in_one_sentence_and_saves_only_finit
     result = call(train.main, *options(dataset, tmp_path / "run", **changes))
     if result.code:
         assert_one_sentence(result, "--learning_rate")
-    read_metrics(tmp_path / "run")  # strict JSON, whatever the numbers
+    read_metrics(tmp_path / "run")  # must be strict JSON for any numbers
     assert_saved_parameters_are_finite(tmp_path / "run")
 
 
@@ -188,7 +187,7 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best(
 
 @pytest.fixture(scope="module")
 def whole_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run with everything on, by its command: its directory and what it printed."""
+    """The directory and the output of a run of the command with everything switched on."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     result = call(train.main, *options(dataset, run, splines=True, report="end", eval_interval=6, wandb="offline"))
     assert result.code == 0 and not result.err
@@ -238,7 +237,9 @@ def test_the_run_directory_holds_all_that_the_run_made(whole_run: tuple[Path, st
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_000006.txt", "step_000012.txt"]
     assert all(len((run / f"samples/step_{s:06d}.txt").read_text()) == 1 + 8 + 1 for s in (6, 12))
     assert SplineRecords(run).steps() == [0, 6, 12]
-    picture = (run / "splines/step_000012/overview.png").read_bytes()  # of the end alone: drawing takes seconds
+    picture = (
+        run / "splines/step_000012/overview.png"
+    ).read_bytes()  # drawn only at the end, because drawing takes seconds
     assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5000
     assert str(run / "splines/step_000012/overview.png") in out
     assert str(run / "report.html") in out and (run / "report.html").stat().st_size > 50_000
@@ -246,36 +247,10 @@ def test_the_run_directory_holds_all_that_the_run_made(whole_run: tuple[Path, st
     assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
 
 
-def leveldb_records(data: bytes, header: int) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format, which W&B's files have behind a header of their own."""
-    position, parts = header, b""
-    while position + 7 <= len(data):
-        room = 32768 - position % 32768
-        if room < 7:
-            position += room
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-
-
 def test_wandb_offline_holds_the_metrics(whole_run: tuple[Path, str]) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-
     (path,) = whole_run[0].glob("wandb/offline-run-*/*.wandb")
-    data = path.read_bytes()
-    assert data.startswith(b":W&B")
-    logged: dict[int, dict[str, str]] = {}
-    for part in leveldb_records(data, 7):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(part)
-        if record.WhichOneof("record_type") == "history":
-            items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-            logged.setdefault(int(items["_step"]), {}).update(items)
+    logged = read_history(path)
     records = read_metrics(whole_run[0])
     assert [record["step"] for record in records] == list(logged)
     for record in records:
@@ -333,7 +308,7 @@ def test_a_failing_picture_or_sample_does_not_stop_the_run(
         "take_snapshots": 4,
         "SplinePictures": 1,
         "write_report": 1,
-    }  # take_snapshots: before the first step too
+    }  # take_snapshots is also called before the first step
     assert result.code == 0 and result.out.count("ValueError: nothing to see; ") == times[failing]
     assert load_checkpoint(tmp_path).step == STEPS
 
@@ -353,7 +328,7 @@ def test_runs_without_an_out_dir_are_numbered(tmp_path: Path, dataset: Path, mon
 
 
 def test_a_compiled_run_measures_its_throughput(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the first step, which compiles. (Here by a compiler that does nothing.)"""
+    """Every step except the first, which compiles, is timed. (The compiler here does nothing.)"""
     monkeypatch.setattr(torch, "compile", lambda model: model)
     train_until(options(dataset, tmp_path, compile=True))
     records = read_metrics(tmp_path)
@@ -370,7 +345,7 @@ def test_a_compiled_run_has_the_same_losses(tmp_path: Path, dataset: Path, basel
 
 @pytest.mark.needs("torch.compile")
 def test_compiled_training_is_deterministic_on_two_threads(tmp_path: Path) -> None:
-    """Inductor's scatters would add in the order in which threads arrive; it takes some size for that to show."""
+    """Otherwise Inductor's scatters would add in the order in which threads arrive, which shows at some size only."""
     dataset = make_dataset(tmp_path / "words")
     size = {"n_embd": 64, "block_size": 32, "batch_size": 12, "num_threads": 2, "compile": True, "max_iters": 6}
     for name in ("a", "b"):

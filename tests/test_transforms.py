@@ -16,7 +16,8 @@ import backends
 from kan_layer import KANLayer
 from model import GPT, GPTConfig
 from tests import spline_reference
-from tests.test_backends import every_impl, inputs_of_every_kind, random_layer, relative_error
+from tests.layers import random_layer
+from tests.test_backends import every_impl, inputs_of_every_kind, relative_error
 
 pytestmark = pytest.mark.filterwarnings("error:There is a performance drop")
 TWICE_DIFFERENTIABLE = [name for name in backends.BACKENDS if name != "embedding_bag"]
@@ -27,13 +28,13 @@ def weights(layer: KANLayer) -> dict[str, torch.Tensor]:
 
 
 def gradients(layer: KANLayer, x: torch.Tensor, dy: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The float64 definition's, of x and the control points."""
+    """The gradients of x and of the control points by the float64 definition."""
     arrays = (tensor.detach().double().numpy() for tensor in (x, layer.control_points()))
     return spline_reference.gradients(*arrays, layer.spline_width, dy.double().numpy())
 
 
 def jacobian(layer: KANLayer, x: torch.Tensor) -> np.ndarray:
-    """The float64 definition's, (N, O, N, I), by its gradients row by row."""
+    """The Jacobian (N, O, N, I) by the float64 definition, row by row."""
     tokens, outputs = len(x), layer.out_features
     rows = torch.eye(tokens * outputs).unflatten(1, (tokens, outputs))
     return np.stack([gradients(layer, x, row)[0] for row in rows]).reshape(tokens, outputs, *x.shape)
@@ -70,7 +71,7 @@ def test_forward_mode_is_the_adjoint_of_the_gradients(impl: str, forward_mode: C
     y, tangent = forward_mode(layer, x, w, dx, dw)
     torch.testing.assert_close(y, layer(x).detach(), rtol=1e-4, atol=1e-4)
     back_x, back_w = gradients(layer, x, dy)
-    truth = (back_x * dx.double().numpy()).sum(1)  # by tokens, but for what comes from the control points
+    truth = (back_x * dx.double().numpy()).sum(1)  # sum per token, without the part from the control points
     from_w = by_torch_func(layer, x, w, torch.zeros_like(dx), dw)[1]
     assert relative_error(((tangent - from_w) * dy).sum(1), truth) < 1e-4
     whole = (back_w * dw.double().numpy()).sum()
@@ -92,7 +93,7 @@ def test_jacobians_of_a_graph_that_is_there_already(impl: str) -> None:
     x = torch.randn(5, 4, requires_grad=True)
     y = layer(x)
     rows = torch.eye(15).unflatten(1, (5, 3))
-    with warnings.catch_warnings():  # kernels do these one by one
+    with warnings.catch_warnings():  # vmap warns that kernels do these one by one
         warnings.filterwarnings("ignore", "There is a performance drop")
         (batched,) = torch.autograd.grad(y, x, rows, is_grads_batched=True)
     assert relative_error(batched.unflatten(0, (5, 3)), jacobian(layer, x)) < 1e-5
@@ -126,7 +127,7 @@ def test_an_ensemble_of_layers(impl: str) -> None:
 def test_a_hessian_is_that_of_the_definition(impl: str) -> None:
     layer = random_layer(4, 3, 6, 4.0, impl)
     x = torch.randn(2, 4)
-    slopes = jacobian(layer, x)  # where splines are straight, the Hessian of the sum of squares is twice JᵀJ
+    slopes = jacobian(layer, x)  # for straight splines the Hessian of the sum of squares is 2 JᵀJ
     truth = 2 * np.einsum("notj,noui->tjui", slopes, slopes)
     assert relative_error(hessian(lambda x: layer(x).square().sum())(x), truth) < 1e-5
 
@@ -151,7 +152,7 @@ def test_second_derivatives_are_the_differences_of_gradients(impl: str, autocast
         with torch.no_grad():
             shifted.weight.copy_(layer.weight + sign * step * u)
         differences.append((gradients(shifted, x, dy)[0], gradients(layer, x + sign * step * v, dy)[1]))
-    # By symmetry: what dx·v + dw·u is in x, the gradient of x is in the direction (v, u); it is straight in v.
+    # By symmetry the gradient of dx·v + dw·u in x is the derivative of dx in direction (v, u), which is linear in v.
     for value, ahead, behind in zip(second, *differences, strict=True):
         assert relative_error(value, (ahead - behind) / (2 * step)) < (2e-2 if autocast else 1e-3)
 
@@ -176,7 +177,9 @@ OPERATORS = {
     "native_backward": lambda x, w: torch.ops.splinegpt.native_backward(x.new_ones(3, 2), x, w, 4.0)[0],
     "slopes": lambda x, w: torch.ops.splinegpt.slopes(x, x.new_ones(3, 16, dtype=torch.bfloat16), 5, 4.0),
     "basis": lambda x, w: torch.ops.splinegpt.basis(x, 5, 4.0, True),
-    "csr_matmul": lambda x, w: torch.ops.splinegpt.csr_matmul(x.flatten(), columns(), 4, w.flatten(0, 1)),
+    "csr_matmul": lambda x, w: torch.ops.splinegpt.csr_matmul(
+        x.flatten(), columns(), 4, w.flatten(0, 1), torch.float32
+    ),
     "csr_matmul_backward": lambda x, w: torch.ops.splinegpt.csr_matmul_backward(
         x.new_ones(3, 2), x.flatten(), columns(), 4, w.flatten(0, 1)
     )[0],

@@ -1,4 +1,4 @@
-"""Zero-centred splines: the plain layer's functions with one control point of G fewer, and a bias."""
+"""Zero-centred splines represent the plain layer's functions with a bias and one control point fewer."""
 
 import pytest
 import torch
@@ -8,19 +8,13 @@ from hypothesis import strategies as st
 from kan_layer import INITS, KANLayer
 from model import GPT, GPTConfig
 from tests import spline_reference
+from tests.layers import random_layer
 from tests.test_backends import every_impl, relative_error
-
-
-def random_layer(features: int, outputs: int, grid: int, impl: str = "auto", **options) -> KANLayer:
-    layer = KANLayer(features, outputs, num_control_points=grid, impl=impl, zero_centred=True, **options)
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter)
-    return layer
 
 
 @every_impl
 def test_values_and_gradients_are_those_of_the_definition(impl: str, device: torch.device) -> None:
-    layer = random_layer(6, 7, 5, impl, device=device)
+    layer = random_layer(6, 7, 5, impl=impl, zero_centred=True, device=device)
     x, dy = torch.randn(40, 6, device=device) * 2, torch.randn(40, 7, device=device)
     x.requires_grad_()
     y = layer(x)
@@ -41,7 +35,7 @@ def test_it_can_be_any_plain_layer(half_grid: int, features: int, outputs: int, 
     plain = KANLayer(features, outputs, num_control_points=grid, dtype=torch.float64)
     torch.nn.init.normal_(plain.weight)
     middle = plain.weight.data[:, half_grid]  # (I, O)
-    centred = random_layer(features, outputs, grid, dtype=torch.float64)
+    centred = random_layer(features, outputs, grid, zero_centred=True, dtype=torch.float64)
     others = [g for g in range(grid) if g != half_grid]
     centred.weight.data = plain.weight.data[:, others] - middle.unsqueeze(1)
     centred.bias.data = middle.sum(0)
@@ -79,7 +73,7 @@ def test_an_even_grid_has_no_middle() -> None:
 @pytest.mark.needs("torch.compile")
 def test_compiles_whole() -> None:
     torch.compiler.reset()
-    layer = random_layer(6, 5, 5)
+    layer = random_layer(6, 5, 5, zero_centred=True)
     x = torch.randn(9, 6)
     torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))
 
@@ -91,7 +85,7 @@ def test_parameters_are_counted_as_stored() -> None:
 
 
 def test_saved_and_loaded_it_is_the_same() -> None:
-    layer, other = random_layer(4, 3, 5), random_layer(4, 3, 5)
+    layer, other = (random_layer(4, 3, 5, zero_centred=True) for _ in range(2))
     other.load_state_dict(layer.state_dict())
     x = torch.randn(8, 4)
     assert torch.equal(layer(x), other(x)) and "zero_centred=True" in repr(layer)

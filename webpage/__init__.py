@@ -1,1 +1,1 @@
-"""The report of a run as one HTML file: what it shows (run_data), the splines in it (packing), the page (build)."""
+"""Makes the report of a run, one HTML file: its data (run_data), its splines (packing) and its page (build)."""

@@ -1,4 +1,4 @@
-"""The report's HTML: templates filled with what does not need a script, data and scripts put inside."""
+"""Builds the report's HTML: fills in the templates and embeds styles, data and scripts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_page(
     model: PackedModel | str,
     live: bool,
 ) -> str:
-    """The page about `runs`; `packed`, `strip` and `model` (or why there is none) are the first's."""
+    """The page about `runs`. `packed`, `strip` and `model` (or why there is none) are those of the first one."""
     first = runs[0]
     title = first.name if len(runs) == 1 else " · ".join(run.name for run in runs)
     data = {
@@ -79,7 +79,7 @@ def template(name: str) -> str:
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
-    """`text` with every {{name}} replaced; what is put in is not looked at again."""
+    """`text` with every {{name}} replaced. Values that contain {{…}} themselves are left as they are."""
     pieces = text.split("{{")
     filled = [pieces[0]]
     for piece in pieces[1:]:
@@ -89,7 +89,7 @@ def fill(text: str, parts: dict[str, str]) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON that no text in it can end the script element of."""
+    """JSON in which no text can end the script element around it."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -112,7 +112,7 @@ def loss_words(runs: Sequence[RunData]) -> str:
 
 
 def loss_table(runs: Sequence[RunData]) -> str:
-    """The validation losses as a table, for those who would rather read than look."""
+    """The validation losses as a table, for readers who cannot see the chart."""
     columns = [{line["step"]: line["val_loss"] for line in run.evaluations} for run in runs]
     steps = sorted({step for losses in columns for step in losses})
     if not steps:
@@ -173,7 +173,7 @@ def command_html(about: str, text: str) -> str:
 
 
 def configuration(runs: Sequence[RunData]) -> str:
-    """Every option of every run; those that are not defaults or differ between runs first."""
+    """Every option of every run. Those that are not defaults, or differ between runs, come first."""
     default = asdict(Config())
     values = [asdict(run.config) for run in runs]
     special = [

@@ -1,4 +1,4 @@
-"""The head of the report: what the run is, its few main numbers, a row of its splines."""
+"""The head of the report: a sentence about the run, its main numbers, and a row of its splines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from splines.views import SplineView
 from training.progress import duration
 from webpage.run_data import RunData
 
-COLORS = 6  # of runs: --run0 … in report.css
+COLORS = 6  # as many as report.css has for runs: --run0 …
 
 
 def kicker(runs: Sequence[RunData]) -> str:
@@ -48,7 +48,7 @@ def lead(runs: Sequence[RunData]) -> str:
 
 
 def figures(run: RunData) -> str:
-    """The few numbers that matter, large."""
+    """The main numbers of one run, in large type."""
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for name, value, note in main_numbers(run)
@@ -57,7 +57,7 @@ def figures(run: RunData) -> str:
 
 
 def comparison(runs: Sequence[RunData]) -> str:
-    """The same numbers of several runs, a row each."""
+    """The same numbers for several runs, with a row for each."""
     columns = [main_numbers(run) for run in runs]
     names = list(dict.fromkeys(name for found in columns for name, _, _ in found))
     rows = ""
@@ -73,7 +73,7 @@ def comparison(runs: Sequence[RunData]) -> str:
 
 
 def main_numbers(run: RunData) -> list[tuple[str, str, str]]:
-    """Name, value and a note for each."""
+    """Name, value and note of each main number."""
     found: list[tuple[str, str, str]] = []
     if run.best:
         found.append(("Best validation loss", f"{run.best['val_loss']:.4f}", f"at step {run.best['step']:,}"))
@@ -100,7 +100,7 @@ def short(value: float) -> str:
 
 
 def strip_html(views: Sequence[SplineView]) -> str:
-    """A row of small pictures that are there before any script runs."""
+    """A row of small pictures of splines, which are shown without any script."""
     if not views:
         return ""
     limit = max(float(np.abs(view.control_points).max()) for view in views) or 1.0

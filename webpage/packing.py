@@ -1,4 +1,4 @@
-"""The splines of a run as the page holds them: which steps and features fit into the budget, and their bytes.
+"""Packs the splines of a run for the page: chooses the steps and features that fit, and writes their bytes.
 
 A block a step, base64. For each layer: control points in 24-bit fixed point, whose rounding moves no drawn value by
 more than MOST_ERROR (else float32, exact); use of knots and shares outside the grid in float32; histograms in 1/65535.
@@ -22,16 +22,16 @@ from splines.records import SplineRecords
 from splines.snapshot import HISTOGRAM_BINS, VISIBLE, Snapshot
 from splines.views import edge_importance
 
-BUDGET = 14_000_000  # bytes of base64; the rest of the page takes some 200,000
+BUDGET = 14_000_000  # bytes of base64; the rest of the page takes about 200,000
 MOST_ERROR = 4e-7
-FEW_STEPS = 6  # fewer than this are kept only if the splines of a step are too many
-SIDES = (1 << 30, *range(512, 0, -16))  # features to show, each way: all, or fewer
+FEW_STEPS = 6  # fewer steps are kept only if the splines of a step are too many
+SIDES = (1 << 30, *range(512, 0, -16))  # numbers of inputs and outputs to show: all, or fewer
 ZERO = 1 << 23
 
 
 @dataclass
 class PackedSplines:
-    """`metadata` for the page's script, and the blocks that it refers to, by name."""
+    """`metadata` for the page's script, and the blocks of bytes that it refers to, by name."""
 
     metadata: dict[str, Any]
     blocks: dict[str, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ def pack(
     splines, importances = [0.0] * len(newest), [0.0] * len(newest)
     for step in kept:
         snapshots = newest if step == steps[-1] else records.read(step)
-        if not alike(snapshots, newest):  # recorded by another version, or of another run
+        if not alike(snapshots, newest):  # recorded by another version or another run
             continue
         parts, layers = bytearray(), []
         for k, (snapshot, (rows, columns)) in enumerate(zip(snapshots, chosen, strict=True)):
@@ -110,14 +110,14 @@ def packed_size(snapshot: Snapshot, side: int) -> int:
 
 
 def spread_with_last(count: int, at_most: int) -> list[int]:
-    """Evenly spaced places, the first and the last among them (the last alone if there is room for one)."""
+    """Evenly spaced places that include the first and the last (only the last if there is room for one)."""
     if at_most == 1:
         return [count - 1]
     return sorted({round(k * (count - 1) / (at_most - 1)) for k in range(at_most)})
 
 
 def most_important(snapshot: Snapshot, side: int) -> tuple[Array, Array]:
-    """Places of the `side` inputs and outputs whose splines are the most curved together, in their own order."""
+    """Places of the `side` inputs and outputs whose splines are most curved in total, in ascending order."""
     importance = edge_importance(snapshot)
     rows = np.sort(np.argsort(-importance.sum(1), kind="stable")[:side])
     columns = np.sort(np.argsort(-importance[rows].sum(0), kind="stable")[:side])
@@ -125,7 +125,7 @@ def most_important(snapshot: Snapshot, side: int) -> tuple[Array, Array]:
 
 
 def alike(snapshots: Sequence[Snapshot], others: Sequence[Snapshot]) -> bool:
-    """Whether they have the same layers and features; their grids may differ."""
+    """Whether both have the same layers and features. Their grids may differ."""
     return len(snapshots) == len(others) and all(
         np.array_equal(a.inputs, b.inputs) and np.array_equal(a.outputs, b.outputs)
         for a, b in zip(snapshots, others, strict=True)
@@ -133,7 +133,7 @@ def alike(snapshots: Sequence[Snapshot], others: Sequence[Snapshot]) -> bool:
 
 
 def pack_layer(snapshot: Snapshot, parts: bytearray) -> dict[str, Any]:
-    """Append a layer's bytes to `parts`; where they are."""
+    """Append a layer's bytes to `parts`, and tell where they are."""
     where: dict[str, Any] = {"G": snapshot.num_control_points, "width": snapshot.spline_width}
 
     def append(name: str, data: bytes) -> None:
@@ -150,7 +150,7 @@ def pack_layer(snapshot: Snapshot, parts: bytearray) -> dict[str, Any]:
 
 
 def fixed_point_scale(points: Array) -> float | None:
-    """The size of one in 24 bits; None if rounding to it could move a drawn value by more than MOST_ERROR.
+    """The step of 24-bit fixed-point numbers; None if rounding could move a drawn value by more than MOST_ERROR.
 
     Beyond the grid a value is a difference of two control points times the distance from the grid, in knots.
     """
@@ -160,13 +160,13 @@ def fixed_point_scale(points: Array) -> float | None:
 
 
 def fixed_point(points: Array, scale: float) -> bytes:
-    """Three bytes a value, the lowest first."""
+    """Three bytes per value, the lowest first."""
     whole = (np.rint(points.astype(np.float64) / scale).astype(np.int64) + ZERO).astype("<u4")
     return whole.reshape(-1, 1).view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
 
 def pack_tokens(snapshot: Snapshot, tokenizer: Tokenizer | None, blocks: dict[str, str]) -> dict[str, Any]:
-    """The tokens whose mean activations the page shows, and the block that holds these, (tokens, inputs)."""
+    """The tokens whose mean activations the page shows, and the block of these means, (tokens, inputs)."""
     if tokenizer is None or not len(snapshot.tokens):
         return {"tokens": [], "token_block": None}
     name = f"tokens-{snapshot.layer}"

@@ -1,4 +1,4 @@
-"""What a report shows of one run, gathered from its directory: options, metrics, samples, commands."""
+"""Reads what a report shows of one run from its directory: options, metrics, samples, commands."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from training.run import CONFIG_FILE
 from training.run_facts import read_facts
 
 METRICS = ("step", "train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_second", "elapsed_s")
-MOST_POINTS = 2000  # of a curve; a longer one is thinned, its evaluations kept
+MOST_POINTS = 2000  # per curve; a longer one is thinned, but keeps its evaluations
 MOST_SAMPLES, LONGEST_SAMPLE = 60, 20_000
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One run."""
+    """One run, as read from its directory."""
 
     directory: Path
     name: str
     config: Config
     facts: dict[str, Any]
-    """See `training.run_facts`; {} for a run that has none."""
+    """The record of `training.run_facts`, or {} for a run without one."""
     lines: list[dict[str, Any]]
     """The lines of metrics.jsonl."""
     samples: list[dict[str, Any]]
@@ -59,7 +59,7 @@ class RunData:
 
     @property
     def statistics(self) -> list[tuple[int, list[LayerStatistics]]]:
-        """The numbers that sum up the splines, by step."""
+        """The statistics of all layers' splines, by step."""
         found = []
         for line in self.lines:
             try:
@@ -67,20 +67,20 @@ class RunData:
                     LayerStatistics(**{**each, "curved_quantiles": tuple(each["curved_quantiles"])})
                     for each in line.get("splines") or []
                 ]
-            except (TypeError, KeyError):  # of another version
+            except (TypeError, KeyError):  # written by another version
                 continue
             if layers:
                 found.append((int(line["step"]), layers))
         return found
 
     def script_data(self) -> dict[str, Any]:
-        """What the page's script needs."""
+        """The data of the run for the page's script."""
         lines = thinned(self.lines)
         columns = {name: [_number(line.get(name)) for line in lines] for name in METRICS}
         return {"name": self.name, "metrics": columns, "samples": self.samples}
 
     def commands(self) -> list[tuple[str, str]]:
-        """What to type, and what it does."""
+        """Commands for the run, each with what it does."""
         directory = str(self.directory)
         again = ["--out_dir", f"{directory}-again"]
         return [
@@ -97,7 +97,7 @@ class RunData:
         ]
 
     def _options(self) -> list[str]:
-        """The options that are not the defaults, as tokens of a command line."""
+        """The options that differ from the defaults, as arguments of a command line."""
         default = Config()
         return [
             token
@@ -112,7 +112,7 @@ class RunData:
 
 
 def read_run(directory: Path) -> RunData:
-    """The run in `directory`. UserError if there is none."""
+    """Read the run in `directory`. Raises UserError if there is none."""
     if not (directory / CONFIG_FILE).is_file():
         raise UserError(
             f"{directory} is not the directory of a run: it has no {CONFIG_FILE}; give one that train.py made"
@@ -123,13 +123,13 @@ def read_run(directory: Path) -> RunData:
 
 
 def read_runs(directories: Sequence[Path]) -> list[RunData]:
-    """The runs in `directories`, by names that tell them apart. UserError if one is no run."""
+    """Read the runs in `directories`, by names that tell them apart. Raises UserError if one is not a run."""
     names = distinct_names(directories)
     return [dataclasses.replace(read_run(each), name=name) for each, name in zip(directories, names, strict=True)]
 
 
 def distinct_names(directories: Sequence[Path]) -> list[str]:
-    """The last part of each path, preceded by as many more as no other of the directories ends in."""
+    """The shortest end of each path that no other of the directories has."""
     paths = [directory.resolve().parts for directory in directories]
     names = []
     for path in paths:
@@ -156,7 +156,7 @@ def read_samples(directory: Path) -> list[dict[str, Any]]:
 
 
 def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most about MOST_POINTS lines, evenly spaced, and all with a validation loss."""
+    """About MOST_POINTS evenly spaced lines at most, plus all lines with a validation loss."""
     every = -(-len(lines) // MOST_POINTS)
     last = len(lines) - 1
     return [
@@ -167,12 +167,12 @@ def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def command(script: str, *arguments: str) -> str:
-    """A command line for whoever reads the page, on whichever machine."""
+    """A command line that readers of the page can copy on any machine."""
     return shlex.join(["python", script, *arguments])
 
 
 def _number(value: Any) -> float | int | None:
-    """A finite number with as many digits as a chart can show; None for anything else."""
+    """A finite number, rounded to the digits that a chart can show, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""The splines in numbers: a table of what each layer's are like, and advice where they show a bad grid."""
+"""Summarises the splines in numbers: a table with a row for each layer, and advice about bad grids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splines.statistics import LayerStatistics
 
 
 def advice(history: Sequence[tuple[int, list[LayerStatistics]]]) -> str:
-    """What the last numbers warn about."""
+    """Advice about grids, from the last statistics."""
     if not history:
         return ""
     sentences = spline_statistics.grid_advice(history[-1][1]) + spline_statistics.curve_advice(history[-1][1])
@@ -19,7 +19,7 @@ def advice(history: Sequence[tuple[int, list[LayerStatistics]]]) -> str:
 
 
 def numbers(history: Sequence[tuple[int, list[LayerStatistics]]]) -> str:
-    """A row a layer: what its splines are like at the end, and how two of the shares went."""
+    """A row for each layer: statistics of its splines at the end, and curves of two of them over the run."""
     if not history:
         return '<p class="about">metrics.jsonl holds no numbers of the splines.</p>'
     heads = (
@@ -60,7 +60,7 @@ def share(value: float | None) -> str:
 
 
 def spark(values: Sequence[float]) -> str:
-    """A curve the size of a word, from 0 to its largest value."""
+    """A curve of the size of a word. Its range is from 0 to its largest value."""
     top = max(values) or 1.0
     points = " ".join(
         f"{2 + 80 * k / max(1, len(values) - 1):.1f},{20 - 18 * value / top:.1f}" for k, value in enumerate(values)

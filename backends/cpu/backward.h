@@ -1,6 +1,6 @@
-// The gradients of x and of W from that of y. Tokens are sorted by cell, one feature at a time. All tokens of a cell
-// share the two rows of W and of its gradient, which therefore stay in registers, and nothing is stored but the gradient
-// of x.
+// Computes the gradients of x and W from the gradient of y. For each feature, tokens are sorted by cell. All tokens of
+// a cell share two rows of W and of its gradient, so these stay in registers, and only the gradient of x is stored per
+// token.
 
 #pragma once
 
@@ -16,12 +16,13 @@ struct Visit {  // a token in a cell
     int32_t token;
     float place;
 };
-constexpr int AHEAD = 4;  // visits by which the gradients of y are prefetched
+constexpr int AHEAD = 4;  // how many visits ahead the gradients of y are prefetched
 
-// The visits from `visit` to `end` of one feature, all to one cell: their share of the gradients of its two rows of W,
-// and, to grad_place[visit], the gradient of its place, dy . (upper - lower). Those are summed over the lanes of
-// `products`, LANES visits at a time; fewer wait there for the next cell. `carry` is what the cell below has for the
-// row that both share, then what this one has for the row it shares with the cell above. `fresh`: grad_lower is unset.
+// Handles the visits from `visit` to `end` of one feature, all to one cell. Adds their gradients to the two rows of W,
+// and writes the gradient of each place, dy . (upper - lower), to grad_place[visit]. These products are summed over
+// lanes LANES visits at a time; the rest waits in `products` for the next cell. On entry `carry` holds the gradient that
+// the cell below has for the row it shares with this cell; on return, the gradient that this cell has for the row it
+// shares with the cell above. `fresh`: grad_lower is not initialized.
 template <int vectors>
 void visit_cell(const float* grad_y, int64_t grad_y_stride, const Visit* visits, int visit, int end, const float* lower,
                 const float* upper, bool fresh, float* grad_lower, float* carry, float* products, float* grad_place) {
@@ -72,29 +73,29 @@ struct Backward {
     float* grad_weight;  // (I, G, O)
     Grid grid;
 
-    static constexpr int64_t MOST_TOKENS = 2048;
+    static constexpr int64_t MAX_TOKENS = 2048;
 
-    // What one thread needs for its features and a block of tokens.
+    // The working memory of one thread for its features and a block of tokens.
     struct Workspace {
         int64_t tokens, visits_stride, sums_stride;
         Buffer<float> grad_y, products, sums, weight, grad_weight, place, grad_x;
         Buffer<Visit> visits;        // (features, tokens), sorted by cell
-        Buffer<int32_t> ends, cell;  // ends (features, G): where the visits of a cell end; cell (tokens, CHUNK)
+        Buffer<int32_t> ends, cell;  // ends (features, G): the end of each cell's visits; cell (tokens, CHUNK)
 
-        Workspace(int64_t most_tokens, int64_t features, int64_t points)
-            : tokens(most_tokens),
-              visits_stride(most_tokens + AHEAD),
-              sums_stride(ceil_div(most_tokens, LANES) * LANES + LANES),
-              grad_y(most_tokens * MOST_VECTORS * LANES),
+        Workspace(int64_t max_tokens, int64_t features, int64_t points)
+            : tokens(max_tokens),
+              visits_stride(max_tokens + AHEAD),
+              sums_stride(ceil_div(max_tokens, LANES) * LANES + LANES),
+              grad_y(max_tokens * MAX_VECTORS * LANES),
               products(LANES * LANES),
               sums(features * sums_stride),
-              weight(points * MOST_VECTORS * LANES),
-              grad_weight(points * MOST_VECTORS * LANES),
-              place(most_tokens * CHUNK),
-              grad_x(most_tokens * CHUNK),
+              weight(points * MAX_VECTORS * LANES),
+              grad_weight(points * MAX_VECTORS * LANES),
+              place(max_tokens * CHUNK),
+              grad_x(max_tokens * CHUNK),
               visits(features * visits_stride),
               ends(features * points),
-              cell(most_tokens * CHUNK) {}
+              cell(max_tokens * CHUNK) {}
     };
 
     Backward(const Shape& s, const void* x_data, const void* weight_data, const void* grad_y_data, void* grad_x_data,
@@ -115,12 +116,12 @@ struct Backward {
     }
 
     void run_features(int64_t i, int64_t i_end) {
-        Workspace work(std::min(MOST_TOKENS, shape.tokens), i_end - i, shape.points);
-        for (int64_t token = 0; token < shape.tokens; token += MOST_TOKENS) {
-            const int64_t tokens = std::min(MOST_TOKENS, shape.tokens - token);
+        Workspace work(std::min(MAX_TOKENS, shape.tokens), i_end - i, shape.points);
+        for (int64_t token = 0; token < shape.tokens; token += MAX_TOKENS) {
+            const int64_t tokens = std::min(MAX_TOKENS, shape.tokens - token);
             for_chunks(i, i_end, [&](int64_t c, int count) { sort_visits(token, tokens, c, count, c - i, work); });
             std::memset(work.sums, 0, (i_end - i) * work.sums_stride * sizeof(float));
-            for_strips(0, shape.outputs, MOST_VECTORS, [&](int64_t o, int count, int vectors) {
+            for_strips(0, shape.outputs, MAX_VECTORS, [&](int64_t o, int count, int vectors) {
                 const Strip strip = strip_of_grad_y(token, tokens, o, count, vectors, work);
                 for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, token, tokens, strip, work);
             });
@@ -133,7 +134,7 @@ struct Backward {
         for (; i < i_end; i += CHUNK) body(i, int(std::min<int64_t>(CHUNK, i_end - i)));
     }
 
-    struct Strip {  // some outputs, and where the gradients of y for a block of tokens are
+    struct Strip {  // some outputs, and the address of their gradients for a block of tokens
         int64_t output;
         int count, vectors;
         const float* grad_y;
@@ -148,7 +149,7 @@ struct Backward {
         return {o, count, vectors, work.grad_y, length};
     }
 
-    // Counting sort by cell of the tokens, for up to CHUNK features from i on, the thread's `own`-th and following.
+    // Sorts the tokens by cell (counting sort) for up to CHUNK features from i on, the thread's features from `own` on.
     void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
         int32_t *cell = work.cell, *ends = work.ends + own * shape.points;
         float* place = work.place;
@@ -163,13 +164,13 @@ struct Backward {
         }
         for (int f = 0; f < features; f++)
             for (int64_t g = 1; g < shape.points; g++) ends[f * shape.points + g] += ends[f * shape.points + g - 1];
-        // ends[g] is where cell g starts now, and, each visit having moved it on by one, where it ends afterwards.
+        // Now ends[g] is where cell g starts. Each visit moves it on by one, so in the end it is where the cell ends.
         for (int64_t n = 0; n < tokens; n++)
             for (int f = 0; f < features; f++) {
                 const int32_t at = ends[f * shape.points + cell[n * CHUNK + f]]++;
                 visits[f * work.visits_stride + at] = {int32_t(n), place[n * CHUNK + f]};
             }
-        for (int f = 0; f < features; f++)  // what is prefetched past the end must exist
+        for (int f = 0; f < features; f++)  // prefetching reads past the end
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, Visit{0, 0});
     }
 
@@ -187,7 +188,7 @@ struct Backward {
 
         const Visit* visits = work.visits + own * work.visits_stride;
         const int32_t* ends = work.ends + own * points;
-        float *sums = work.sums + own * work.sums_stride, carry[MOST_VECTORS * LANES] = {};
+        float *sums = work.sums + own * work.sums_stride, carry[MAX_VECTORS * LANES] = {};
         const bool fresh = token == 0 || !in_place;
         const auto visit = cell_visitor(strip.vectors);
         for (int64_t g = 0, start = 0; g < points - 1; start = ends[g++])

@@ -1,4 +1,4 @@
-// What of the layer is not a matrix product, for CPUs whose matrix units multiply bfloat16 (amx.py).
+// The parts of the layer that are not matrix products, for CPUs whose matrix units multiply bfloat16 (amx.py).
 
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace {
 
-// The basis of each token, (columns x inputs), and the gradient of x from that of the basis.
+// Computes the basis of each token, (columns x inputs), and the gradient of x from the gradient of the basis.
 struct Basis {
     Shape shape;
     Rows x;
@@ -16,7 +16,7 @@ struct Basis {
     Basis(const Shape& shape, const void* x)
         : shape(shape), x{(char*)x, bool(shape.x_half), shape.inputs}, grid(int(shape.points), shape.width) {}
 
-    // Calls body(token, first input, how many, cells, places) for all, CHUNK inputs at a time.
+    // Calls body(token, first input, count, cells, places) for all tokens and inputs, CHUNK inputs at a time.
     template <typename Body>
     void for_chunks(Body body) const {
         const double values = double(shape.tokens) * shape.inputs * shape.points;
@@ -33,7 +33,7 @@ struct Basis {
             }
     }
 
-    // Ramps: how far each of the points - 1 cells lies left of x, 0 … 1 (beyond, at the ends of the grid).
+    // Ramps: the share of each of the points - 1 cells left of x, 0 … 1 (beyond 0 and 1 at the ends of the grid).
     void write_ramps(uint16_t* ramps) const {
         write(ramps, int(shape.points) - 1, [](int g, int cell, float place) {
             const float inside = g == cell ? place : 0;
@@ -41,7 +41,7 @@ struct Basis {
         });
     }
 
-    // Hats: 1 - t and t at the ends of the cell, else 0.
+    // Hats: 1 - t and t for the knots at both ends of the cell, 0 for all others.
     void write_hats(uint16_t* hats) const {
         write(hats, int(shape.points), [](int g, int cell, float place) {
             const float left = g == cell ? 1 - place : 0;

@@ -1,5 +1,6 @@
-// y from x and W: a token adds two rows of W for each feature. What bounds it is loads from the L1 cache, so a tile of W
-// (some features, all control points, a strip of outputs) is packed to stay there, and the sums stay in registers.
+// Computes y from x and W: a token adds two rows of W for each feature. Loads from the L1 cache limit the speed, so a
+// tile of W (some features, all control points, a strip of outputs) is packed to stay there, and the sums stay in
+// registers.
 
 #pragma once
 
@@ -9,9 +10,9 @@
 
 namespace {
 
-// Adds the splines of some features to the sums of some tokens. `row` is where the lower row of W of each
-// (token, feature) starts in `weight`, `next` the distance to the upper one; sums (tokens, vectors * LANES).
-// `paired`: `weight` holds pairs of bfloat16, the rows of both ends of a cell as one, and `place` pairs of weights.
+// Adds the splines of some features to the sums of some tokens, (tokens, vectors * LANES). The lower row of W of each
+// (token, feature) starts at `row` in `weight`, the upper one at the distance `next` from it. If `paired`, `weight`
+// holds pairs of bfloat16 (the rows of both ends of a cell as one row), and `place` holds pairs of weights.
 template <int vectors, bool paired>
 void add_splines(const float* weight, int64_t next, const int32_t* row, const float* place, int features,
                  int64_t tokens, bool first, float* sums) {
@@ -38,7 +39,7 @@ void add_splines(const float* weight, int64_t next, const int32_t* row, const fl
         };
         int f = 0;
         for (; f + 2 <= features; f += 2) {
-            uint64_t two_rows;  // one load for two: loads are what there are too many of
+            uint64_t two_rows;  // one load for both, because loads are the bottleneck
             std::memcpy(&two_rows, row + f, 8);
             add(uint32_t(two_rows), place[f]);
             add(uint32_t(two_rows >> 32), place[f + 1]);
@@ -62,8 +63,8 @@ struct Forward {
     Rows x, weight, y;  // x (N, I), weight (I*G, O), y (N, O)
     Grid grid;
     bool paired;
-    int most_vectors, tile_features;
-    int64_t tile_rows;  // of one feature
+    int max_vectors, tile_features;
+    int64_t tile_rows;  // rows of a tile that belong to one feature
 
     Forward(const Shape& s, const void* x_data, const void* weight_data, void* y_data)
         : shape(s),
@@ -71,22 +72,22 @@ struct Forward {
           weight{(char*)weight_data, s.weight_half != 0, s.outputs},
           y{(char*)y_data, s.y_half != 0, s.outputs},
           grid(s.points, s.width),
-          paired(BFLOAT16_DOT && s.y_half && s.tokens > s.points),  // else too few for what packing costs
+          paired(BFLOAT16_DOT && s.y_half && s.tokens > s.points),  // with fewer tokens packing costs too much
           tile_rows(paired ? s.points - 1 : s.points) {
         // Measured with L1 caches of 48 KiB: wide strips while a tile of four features fits there; else narrower
         // ones, tiles that fit the L2 cache, and more features to a tile, as each costs a pass over the sums.
-        const bool small = s.points <= 16 * 8 / MOST_VECTORS;
-        most_vectors = small ? MOST_VECTORS : std::max(1, MOST_VECTORS / 2);
+        const bool small = s.points <= 16 * 8 / MAX_VECTORS;
+        max_vectors = small ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
         const int64_t tile_bytes = small ? 32 << 10 : 128 << 10;
         tile_features = CHUNK;
-        const int64_t feature_bytes = tile_rows * most_vectors * LANES * 4;
+        const int64_t feature_bytes = tile_rows * max_vectors * LANES * 4;
         while (tile_features > 1 && tile_features * feature_bytes > tile_bytes) tile_features /= 2;
     }
 
     void run() {
         const int threads = useful_threads(shape);
-        const int64_t most_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 1024);  // sums of 1.5 MiB
-        const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, most_tokens), threads) * threads;
+        const int64_t max_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 1024);  // sums of 1.5 MiB
+        const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, max_tokens), threads) * threads;
         const int64_t block = ceil_div(shape.tokens, even_blocks), blocks = ceil_div(shape.tokens, block);
         const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;  // few tokens: split outputs as well
         const int64_t part = ceil_div(ceil_div(shape.outputs, parts), LANES) * LANES;
@@ -100,7 +101,7 @@ struct Forward {
     void run_block(int64_t token, int64_t token_end, int64_t output, int64_t output_end) {
         const int64_t tokens = token_end - token, padded = ceil_div(output_end - output, LANES) * LANES;
         if (padded <= 0) return;
-        Buffer<float> tile(tile_features * tile_rows * most_vectors * LANES), sums(tokens * padded);
+        Buffer<float> tile(tile_features * tile_rows * max_vectors * LANES), sums(tokens * padded);
         Buffer<float> place(tokens * CHUNK);
         Buffer<int32_t> cell(tokens * CHUNK), row(tokens * CHUNK);
         for (int64_t i = 0; i < shape.inputs; i += CHUNK) {
@@ -110,7 +111,7 @@ struct Forward {
                 add_features(i + f, std::min(tile_features, features - f), tokens, output, output_end, cell + f,
                              place + f, row + f, tile, sums);
         }
-        for_strips(output, output_end, most_vectors, [&](int64_t o, int count, int vectors) {
+        for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
             const float* strip = sums + (o - output) * tokens;
             for (int64_t n = 0; n < tokens; n++) y.write(token + n, o, count, strip + n * vectors * LANES);
         });
@@ -133,7 +134,7 @@ struct Forward {
     void add_features(int64_t i, int features, int64_t tokens, int64_t output, int64_t output_end, const int32_t* cell,
                       const float* place, int32_t* row, float* tile, float* sums) const {
         int64_t stride = 0;
-        for_strips(output, output_end, most_vectors, [&](int64_t o, int count, int vectors) {
+        for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
             // With few tokens, read W where it lies: packing would read all G control points of each spline.
             const bool in_place = (tokens < shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
                                   count == vectors * LANES && features * shape.points * shape.outputs < INT32_MAX;
@@ -158,7 +159,7 @@ struct Forward {
                 weight.read(i * shape.points + r, o, count, length, tile + r * length);
             return;
         }
-        float ends[2][MOST_VECTORS * LANES];
+        float ends[2][MAX_VECTORS * LANES];
         for (int f = 0; f < features; f++) {
             weight.read((i + f) * shape.points, o, count, length, ends[0]);
             for (int64_t g = 0; g < tile_rows; g++, tile += length) {

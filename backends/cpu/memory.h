@@ -1,4 +1,4 @@
-// A thread's working memory, and rows of float32 or bfloat16 as tiles of padded floats.
+// The working memory of a thread, and access to rows of float32 or bfloat16 as padded floats.
 
 #pragma once
 
@@ -12,10 +12,10 @@
 
 namespace {
 
-// Working memory of a thread, kept from call to call: fresh pages cost more than small layers take to compute.
+// Working memory of a thread, kept between calls, because new pages cost more time than small layers take to compute.
 class Arena {
   public:
-    static constexpr size_t MOST_KEPT = size_t(64) << 20;  // bytes
+    static constexpr size_t MAX_KEPT = size_t(64) << 20;  // bytes
 
     ~Arena() { std::free(kept_); }
 
@@ -25,10 +25,10 @@ class Arena {
         if (taken_ <= kept_bytes_) return kept_ + taken_ - bytes;
         return allocate(bytes);
     }
-    void give_back(char* memory, size_t bytes) {  // last taken, first given back
+    void give_back(char* memory, size_t bytes) {  // in the reverse order of taking
         taken_ -= bytes;
         if (memory < kept_ || memory >= kept_ + kept_bytes_) std::free(memory);
-        if (taken_ == 0 && wanted_ > kept_bytes_ && wanted_ <= MOST_KEPT) {
+        if (taken_ == 0 && wanted_ > kept_bytes_ && wanted_ <= MAX_KEPT) {
             std::free(kept_);
             kept_ = allocate(wanted_);
             kept_bytes_ = wanted_;
@@ -38,7 +38,7 @@ class Arena {
   private:
     static char* allocate(size_t bytes) {
         char* memory = static_cast<char*>(std::aligned_alloc(64, bytes));
-        if (!memory) std::abort();  // out of memory: there is nobody to throw to across a C ABI
+        if (!memory) std::abort();  // out of memory; exceptions cannot cross the C ABI
         return memory;
     }
     char* kept_ = nullptr;
@@ -75,7 +75,7 @@ inline float from_bfloat16(uint16_t value) {
     return wide;
 }
 
-// Rows of a tensor whose elements are float32 or bfloat16, as the caller has them.
+// Rows of a tensor of the caller, whose elements are float32 or bfloat16.
 struct Rows {
     char* data;
     bool half;
@@ -84,7 +84,7 @@ struct Rows {
     const float* floats(int64_t row, int64_t column) const {
         return reinterpret_cast<const float*>(data) + row * width + column;
     }
-    // `count` elements from (row, column) on, as float, then zeros up to `padded`.
+    // Reads `count` elements from (row, column) on as floats, and fills up with zeros to `padded` elements.
     void read(int64_t row, int64_t column, int count, int padded, float* to) const {
         if (half) {
             const uint16_t* from = reinterpret_cast<const uint16_t*>(data) + row * width + column;
@@ -108,8 +108,8 @@ struct Rows {
             for (; k < count; k++) to[k] = from[k];
         }
     }
-    // Whether strips of `count` elements can be worked on in place as fast as if they were packed: whole, aligned
-    // cache lines, with rows so far apart that many fit a cache (whose sets go by the place within a page).
+    // Whether strips of `count` elements are as fast in place as packed. They are if they consist of whole, aligned
+    // cache lines, and the distance of rows spreads them over the sets of a cache, which depend on the place in a page.
     bool packed_enough(int count) const {
         const int64_t line = 64, lines_in_page = 64, stride = width * 4;
         return !half && uintptr_t(data) % line == 0 && stride % line == 0 &&

@@ -1,4 +1,4 @@
-// What a call is about: its shapes, and the grid in which inputs are located.
+// The problem that a call solves: its shapes, and the grid in which inputs are located.
 
 #pragma once
 
@@ -11,21 +11,21 @@ namespace {
 
 struct Shape {  // mirrored in native_shape.py
     int64_t tokens, inputs, points, outputs, threads;
-    int64_t x_half, weight_half, y_half;  // bfloat16 rather than float32; gradients are of the type of what they are of
+    int64_t x_half, weight_half, y_half;  // bfloat16 rather than float32; a gradient has the type of its tensor
     double width;
 };
 
-// Calls body(first output, how many, how many vectors they fill) for strips that cover the outputs: as many vectors
-// wide as allowed while that many are left, then narrower ones, the last of them padded.
+// Calls body(first output, count of outputs, count of vectors) for strips that cover the outputs. Strips are
+// max_vectors wide while so many are left, then narrower; the last one is padded.
 template <typename Body>
-void for_strips(int64_t output, int64_t output_end, int most_vectors, Body body) {
-    for (int vectors = most_vectors; output < output_end; output += vectors * LANES) {
+void for_strips(int64_t output, int64_t output_end, int max_vectors, Body body) {
+    for (int vectors = max_vectors; output < output_end; output += vectors * LANES) {
         while (vectors > 1 && vectors * LANES > output_end - output) vectors /= 2;
         body(output, int(std::min<int64_t>(vectors * LANES, output_end - output)), vectors);
     }
 }
 
-// More threads than this much work is worth cost more than they save.
+// The number of threads that this much work is worth: more would cost more than they save.
 inline int useful_threads(const Shape& shape) {
     const double multiply_adds = 2.0 * shape.tokens * shape.inputs * shape.outputs;
     return int(std::max(1.0, std::min(double(shape.threads), multiply_adds / 50000)));

@@ -1,4 +1,4 @@
-// Vectors as wide as the CPU has them, and sums over their lanes.
+// Vectors of the CPU's full width, and sums over their lanes.
 
 #pragma once
 
@@ -18,14 +18,14 @@ constexpr int LANES = 4, REGISTERS = 32;
 #define KEEP_IN_REGISTER(vector) asm("" : "+w"(vector))
 #else
 constexpr int LANES = 4, REGISTERS = 16;
-#define KEEP_IN_REGISTER(vector)  // otherwise: stops the compiler from loading one value from memory three times
+#define KEEP_IN_REGISTER(vector)  // elsewhere it stops the compiler from loading a value three times
 #endif
 #define KEEP_POINTER(pointer) asm("" : "+r"(pointer))  // base + constant addresses: cheaper than base + index
-constexpr int MOST_VECTORS = REGISTERS / 4;  // a strip of outputs: the backward holds three vectors for each of its
+constexpr int MAX_VECTORS = REGISTERS / 4;  // in a strip of outputs: the backward holds three for each
 
-// Whether bfloat16 is computed by vdpbf16ps, the lerp of 16 outputs in one instruction, rather than in float32. Off
-// unless asked for (-DBFLOAT16_DOT=1): Intel's Emerald Rapids issues one in two cycles, where two float32 multiply-adds
-// are faster, and with both weights rounded to bfloat16, inputs far outside the grid cancel badly.
+// Whether bfloat16 is computed by vdpbf16ps, which interpolates 16 outputs in one instruction, rather than in float32.
+// Off unless -DBFLOAT16_DOT=1: Intel's Emerald Rapids issues one every two cycles, so that two float32 multiply-adds are
+// faster, and with both weights rounded to bfloat16, inputs far outside the grid cancel badly.
 #ifndef BFLOAT16_DOT
 #define BFLOAT16_DOT 0
 #endif
@@ -36,7 +36,7 @@ typedef float UnalignedVector __attribute__((vector_size(LANES * 4), aligned(4),
 inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
 inline Vector splat(float value) {
-    Vector all = value - Vector{};  // not +, which is not exact for -0.0 and therefore not left out
+    Vector all = value - Vector{};  // compilers cannot drop a +, which changes -0.0
     KEEP_IN_REGISTER(all);
     return all;
 }

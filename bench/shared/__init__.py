@@ -1,1 +1,1 @@
-"""The parts that several benchmarks share."""
+"""Modules that several benchmarks share."""

@@ -1,4 +1,4 @@
-"""A case to time: the shape of a layer, and the work that nobody who computes it can avoid."""
+"""A case to time: the shape of a layer, and the work that computing it takes at least."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WEIGHT_BYTES = INPUT_BYTES = 4  # float32 in every case: autocast narrows the arithmetic and the output
+WEIGHT_BYTES = INPUT_BYTES = 4  # always float32: autocast changes only the arithmetic and the output
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """N tokens through a layer with `width` inputs and outputs and `grid` control points; bfloat16 means autocast."""
+    """N tokens through a layer with `width` inputs and outputs and `grid` control points. bfloat16 means autocast."""
 
     tokens: int
     width: int
@@ -28,14 +28,14 @@ class Case:
     dtype: str
 
     def hidden(self, matrices: int) -> int:
-        """Hidden units of so many matrices from or to the width, with as many parameters as the spline layer."""
+        """Hidden size with which `matrices` weight matrices have as many parameters as the spline layer."""
         return round(self.grid * self.width / matrices)
 
     def spline_work(self, training: bool) -> Work:
         """Two multiply-adds for every token, input and output, whatever G is.
 
-        Training adds two for the gradient of the control points and one for that of x. This is what must be done; a
-        way that multiplies by zeros too, as those on tensor cores do, does about G/2 times as much.
+        Training adds two for the gradient of the control points and one for the gradient of x. Backends that also
+        multiply by zeros, as those on tensor cores do, compute about G/2 times as much.
         """
         multiply_adds = (5 if training else 2) * self.tokens * self.width**2
         return Work(2 * multiply_adds, self._traffic(training))
@@ -46,7 +46,7 @@ class Case:
         return Work(2 * multiply_adds, self._traffic(training))
 
     def _traffic(self, training: bool) -> float:
-        """x, y and the weights cross once; training reads dy, x and the weights as well, and writes dx and dW."""
+        """Bytes if x, y and the weights cross once. Training also reads dy, x and the weights, and writes dx and dW."""
         x = self.tokens * self.width * INPUT_BYTES
         y = self.tokens * self.width * DTYPES[self.dtype].itemsize
         weights = self.width * self.grid * self.width * WEIGHT_BYTES

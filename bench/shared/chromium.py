@@ -22,14 +22,14 @@ KEYS = {"left": "\ue012", "up": "\ue013", "right": "\ue014", "down": "\ue015", "
 
 
 def why_not() -> str | None:
-    """Why there can be no browser here; None if there can."""
+    """Why no browser can be started here, or None."""
     if not (shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")):
         return "there is no Chromium: apt-get install chromium chromium-driver"
     return None if shutil.which("chromedriver") else "there is no chromedriver: apt-get install chromium-driver"
 
 
 class Browser:
-    """One window. Use it as a context."""
+    """A browser with one window, to be used as a context manager."""
 
     def __init__(self, width: int = 1280, height: int = 900) -> None:
         self.size = width, height
@@ -67,7 +67,7 @@ class Browser:
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body or {}).encode() if method == "POST" else None
         request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: the driver is on this machine
         try:
             with opener.open(request, timeout=60) as answer:
                 return json.load(answer)["value"]
@@ -79,15 +79,15 @@ class Browser:
         self._call("POST", "/url", {"url": path.resolve().as_uri() + fragment})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value of a JavaScript function body."""
+        """Run a JavaScript function body and give its value."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
     def wait(self, script: str, *arguments: Any) -> Any:
-        """The value given to the callback, the last of `arguments`."""
+        """Run a JavaScript function body and wait for the value with which it calls its last argument."""
         return self._call("POST", "/execute/async", {"script": script, "args": list(arguments)})
 
     def emulate(self, width: int, height: int, scheme: str = "light", reduced: bool = False, scale: float = 1) -> None:
-        """A screen of this size and a taste in colours and motion."""
+        """Set the screen's size, the preferred colour scheme and whether reduced motion is preferred."""
         screen = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 500}
         motion = "reduce" if reduced else "no-preference"
         tastes = [
@@ -101,13 +101,13 @@ class Browser:
         return self._call("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def press(self, *keys: str) -> None:
-        """Keys, by their name in KEYS or as a character, for whatever has the focus."""
+        """Press keys on the element that has the focus. A key is a name in KEYS or a character."""
         strokes = [KEYS.get(key, key) for key in keys]
         actions = [{"type": kind, "value": key} for key in strokes for kind in ("keyDown", "keyUp")]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
 
     def point(self, x: float, y: float, click: bool = False) -> None:
-        """Move the pointer to a place of the window, in CSS pixels."""
+        """Move the pointer to a place in the window, in CSS pixels."""
         actions: list[dict[str, Any]] = [{"type": "pointerMove", "x": round(x), "y": round(y), "duration": 0}]
         if click:
             actions += [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
@@ -115,7 +115,7 @@ class Browser:
         self._call("POST", "/actions", {"actions": [mouse]})
 
     def messages(self) -> list[str]:
-        """What the console has said, errors and warnings."""
+        """Errors and warnings that were written to the console."""
         log = self._call("POST", "/se/log", {"type": "browser"})
         return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
 

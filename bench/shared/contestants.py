@@ -1,4 +1,4 @@
-"""The contestants of a case: the MLP of equal parameters, our backends, and the layers of others."""
+"""The contestants of a case: the MLP of equal parameters, our backends, and other projects' layers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from feed_forward import SwiGLU
 from kan_layer import KANLayer
 
 Builder = Callable[[], nn.Module]
-COMPILED = " compiled"  # ends the name of a compiled contestant
-WIDE_MLP = "mlp 4x"  # the usual one, where that of equal parameters is another
+COMPILED = " compiled"  # the end of a compiled contestant's name
+WIDE_MLP = "mlp 4x"  # the usual MLP, if the MLP of equal parameters has another size
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Contestant:
     name: str
     module: nn.Module
     memory: int | None
-    """Bytes that training needed at its peak beside parameters and input; None where that is not known."""
+    """Peak memory of training in bytes, without parameters and input; None if not known."""
     note: str | None = None
-    """What to know of how it computes the case."""
+    """A caveat about how it computes the case."""
 
     @property
     def parameters(self) -> int:
@@ -38,23 +38,23 @@ class Contestant:
 
     @property
     def rival(self) -> str:
-        """The MLP that it is compared with: compiled if it is."""
+        """The MLP to compare with, which is compiled if the contestant is."""
         return "mlp" + COMPILED * self.name.endswith(COMPILED)
 
     def work(self, case: Case, training: bool) -> Work:
-        """What the task needs; of a spline layer of others no more is asked than of ours."""
+        """The work of the case. Other projects' spline layers are credited with the same work as ours."""
         return case.matrix_work(self.parameters, training) if is_matrices(self.name) else case.spline_work(training)
 
 
 def is_matrices(name: str) -> bool:
-    """Whether this contestant multiplies by dense matrices, each parameter once a token, and is no spline layer."""
+    """Whether this contestant is an MLP, which multiplies each parameter once per token, and not a spline layer."""
     return name.removesuffix(COMPILED) in ("mlp", WIDE_MLP, "swiglu", "flashkat")
 
 
 def line_up(
     passes: Passes, impls: Sequence[str], peers: Layers, compiled: bool
 ) -> tuple[list[Contestant], dict[str, str]]:
-    """Those that can compute the case, and the reason why each of the others cannot."""
+    """The contestants that can compute the case, and the reason for each that cannot."""
     case, device = passes.case, torch.device(passes.device)
     usual = {} if case.hidden(2) == 4 * case.width else {WIDE_MLP: partial(mlp, case.width, 4 * case.width)}
     builders: dict[str, Builder] = {
@@ -65,7 +65,7 @@ def line_up(
         **peer_builders(peers, case),
     }
     if compiled:
-        compile_without_limit()  # every contestant of a case is compiled for its own shapes
+        compile_without_limit()  # every contestant is compiled, for the shapes of every case
     able: list[Contestant] = []
     unable: dict[str, str] = {}
     for name, build in builders.items():
@@ -80,19 +80,19 @@ def line_up(
 
 
 def require_rivals(unable: Mapping[str, str], case: Case) -> None:
-    """Raises UserError if an MLP that others are compared with is among the `unable`, which have their reasons."""
+    """Raise UserError if `unable` (name → reason) has an MLP that others are compared with."""
     for name in ("mlp", "mlp" + COMPILED):
         if name in unable:
             raise UserError(f"{name}, which others are compared with, fails at {case} ({unable[name]})")
 
 
 def enter(name: str, build: Builder, passes: Passes) -> Contestant:
-    """The contestant, after a first run of both passes. Raises CannotRun."""
+    """Build a contestant and run both passes once. Raises CannotRun."""
     try:
         module = build().to(passes.device)
         if name.endswith(COMPILED):
             module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
-        with warnings.catch_warnings():  # of matters that those who time it cannot change
+        with warnings.catch_warnings():  # nobody who times it could act on them
             warnings.simplefilter("ignore")
             passes.forward(module)
             passes.training(module)
@@ -117,7 +117,7 @@ def spline_layer(case: Case, impl: str, device: torch.device) -> nn.Module:
 
 
 def note_on(name: str, passes: Passes) -> str | None:
-    """What our backends say of the case that they compute; nothing is known of other contestants."""
+    """The caveat of our backend about the case; None for other contestants."""
     backend = backends.BACKENDS.get(name.removesuffix(COMPILED))
     return backend.caveat(problem_of(passes.case, torch.device(passes.device))) if backend else None
 

@@ -303,16 +303,9 @@ def time_tile(
 def tile_in_table(generation: str, kernel: str, tile: triton_tiles.Tile) -> Iterator[None]:
     table, own = triton_tiles.HALF, triton_tiles.HALF[generation]
     table[generation] = dataclasses.replace(own, **{kernel: tile})
-    forget_launches()
+    triton.Launch.of.cache_clear()  # a launch keeps its tiles
     try:
         yield
     finally:
         table[generation] = own
-        forget_launches()
-
-
-def forget_launches() -> None:
-    """Where launches are kept, they are kept with their tiles."""
-    keep = getattr(getattr(triton, "Launch", None), "of", None)
-    if keep is not None:
-        keep.cache_clear()
+        triton.Launch.of.cache_clear()  # a launch keeps its tiles

@@ -1,4 +1,4 @@
-"""The picture of a run of bench/layer.py: forward+backward time against G and against N, a line a contestant."""
+"""The picture of bench/layer.py: forward+backward time against G and against N, with a line for each contestant."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 STYLE = STYLES["light"]
 HOW_TO_READ = "Grey: faster than the measured peaks of arithmetic and memory allow."
-USUAL_GRID = 8  # with which the layer has the parameters of a GPT's MLP
+USUAL_GRID = 8  # gives the layer as many parameters as a GPT's MLP
 LIMIT = "at this machine's peaks"  # of arithmetic and memory: no spline layer can be faster
 LABEL_SIZE, LABEL_INCHES = 7.5, 0.135
-WIDTH, HEIGHT, LEFT, BESIDE, TOP, BELOW = 3.4, 3.9, 0.75, 2.95, 1.25, 0.95  # of a panel and around it, in inches
+WIDTH, HEIGHT, LEFT, BESIDE, TOP, BELOW = 3.4, 3.9, 0.75, 2.95, 1.25, 0.95  # inches of a panel and its margins
 
-# Hues that all kinds of colour vision tell apart; a family has its own dashes, so that no line depends on its hue.
+# Hues that are distinct in all kinds of colour vision. Dashes tell families apart, so that no line depends on its hue.
 OURS = {
-    **dict.fromkeys(("native", "triton"), STYLE.accent),  # one is for CPUs, the other for GPUs
+    **dict.fromkeys(("native", "triton"), STYLE.accent),  # never in one picture: one is for CPUs, the other for GPUs
     "dense": "#3fa7e0",
     "embedding_bag": "#0b8a6b",
     "csr": "#5b51b8",
@@ -48,7 +48,7 @@ MARKERS = "osD^vPX<>*hpd"
 
 @dataclass(frozen=True)
 class PanelPlan:
-    """What goes across, and the cases in it. The cases of a plan differ in nothing else."""
+    """A panel's title, its axis, and the place of each case on that axis. Its cases differ in nothing else."""
 
     title: str
     x_label: str
@@ -56,7 +56,7 @@ class PanelPlan:
 
 
 def panels(cases: Sequence[Case]) -> list[PanelPlan]:
-    """For each dtype, those that have at least two points: time against G (largest layer), time against N (usual G)."""
+    """Panels with at least two points, for each dtype: time against G (largest layer) and time against N (usual G)."""
     plans = []
     for dtype in dict.fromkeys(case.dtype for case in cases):
         same = [case for case in cases if case.dtype == dtype]
@@ -74,14 +74,14 @@ def panels(cases: Sequence[Case]) -> list[PanelPlan]:
 
 
 def most_tokens(cases: Sequence[Case]) -> int:
-    """The width that is timed with most numbers of tokens."""
+    """The width that is timed with the largest number of different token counts."""
     widths = {case.width for case in cases}
     return max(widths, key=lambda width: (len({case.tokens for case in cases if case.width == width}), width))
 
 
 @matplotlib_defaults()
 def draw_times(results: Sequence[Result], subtitle: str) -> Figure:
-    """A panel for each of `panels`, in rows of the same dtype."""
+    """Draw each of `panels`, with those of one dtype in a row."""
     from matplotlib.figure import Figure
 
     plans = panels(list(dict.fromkeys(result.case for result in results)))
@@ -103,7 +103,7 @@ def draw_times(results: Sequence[Result], subtitle: str) -> Figure:
 
 
 def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """MLP black, ours solid, others dashed, kanditioned dotted; compiled ones have hollow marks."""
+    """Style of each line: MLP black, ours solid, others dashed, kanditioned dotted; compiled with hollow marks."""
     eager = list(dict.fromkeys(name.removesuffix(COMPILED) for name in names))
     marks = {name: MARKERS[k % len(MARKERS)] for k, name in enumerate(eager)}
     return {name: line_style(name, marks[name.removesuffix(COMPILED)]) for name in names}
@@ -165,7 +165,7 @@ def style_axes(axes: Axes, plan: PanelPlan, floor: float, ceiling: float) -> Non
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[int, float]], styles: Mapping[str, dict[str, Any]]) -> None:
-    """The name of each line beside its last point, moved up or down where names would cover each other."""
+    """Write the name of each line beside its last point, moved up or down where names would overlap."""
     floor, ceiling = np.log(axes.get_ylim())
     heights = [float((np.log(ms) - floor) / (ceiling - floor)) for _, ms in ends.values()]
     for (name, end), place in zip(ends.items(), moved_apart(heights, LABEL_INCHES / HEIGHT), strict=True):
@@ -184,9 +184,9 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[int, float]], styles: Mappin
 
 
 def moved_apart(heights: Sequence[float], distance: float) -> list[float]:
-    """The nearest places in the same order with at least `distance` between them."""
+    """The nearest heights in the same order that are at least `distance` apart."""
     order = sorted(range(len(heights)), key=lambda k: heights[k])
-    groups: list[list[float]] = []  # of neighbours that touch: where the lowest of each would be, were it alone
+    groups: list[list[float]] = []  # neighbours that touch; for each, where it would put the lowest of its group
     for rank, k in enumerate(order):
         groups.append([heights[k] - rank * distance])
         while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):

@@ -1,4 +1,4 @@
-"""This machine: its name, and the arithmetic and the memory traffic that it can be seen to manage."""
+"""This machine: its name, and its measured peaks of arithmetic and memory traffic."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import torch
 from bench.shared.case import DTYPES, Work
 from bench.shared.timing import seconds
 
-ATTEMPTS = {"cpu": 6, "cuda": 20}  # the best counts; the first warm up, on a GPU its clock too
-MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product that is large enough for its peak
-COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}  # more than any cache holds
+ATTEMPTS = {"cpu": 6, "cuda": 20}  # the best counts; the first ones warm up caches and, on a GPU, its clock
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product large enough to reach the peak
+COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}  # more than fits in any cache
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """GFLOP/s of a matrix product by its dtype, and GB/s of a copy, reading and writing counted."""
+    """GFLOP/s of a matrix product for each dtype, and GB/s of a copy, counting reads and writes."""
 
     gflops: dict[str, float]
     gbps: float
 
     def usable_gflops(self, dtype: str) -> float:
-        """What a layer can draw on: under autocast it may still compute in float32, which some CPUs do faster."""
+        """The peak that a layer can use. Under autocast it may still use float32, which is faster on some CPUs."""
         return self.gflops["float32"] if dtype == "float32" else max(self.gflops.values())
 
     def limit_ms(self, work: Work, dtype: str) -> float:
-        """Milliseconds in which `work` would be done if it ran at the peak of arithmetic or of memory."""
+        """Milliseconds that `work` takes at the peak of arithmetic or of memory, whichever is longer."""
         return max(work.flops / self.usable_gflops(dtype), work.bytes / self.gbps) / 1e6
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Peaks:
 
 
 def measure_peaks(dtypes: Sequence[str], device: str) -> Peaks:
-    """The peaks in float32, and in `dtypes`."""
+    """Measure the peaks in float32 and in `dtypes`."""
     every = dict.fromkeys(("float32", *dtypes))
     return Peaks({dtype: peak_gflops(dtype, device) for dtype in every}, peak_gbps(device))
 
@@ -65,7 +65,7 @@ def machine_name(device: str) -> str:
 
 
 def gpu_record() -> dict[str, object]:
-    """What figures of a GPU depend on: the card, its driver, and the versions of what computes on it."""
+    """The card, its driver, and the versions of the libraries that compute on it, for the record."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "name": properties.name,
@@ -79,7 +79,7 @@ def gpu_record() -> dict[str, object]:
 
 
 def driver_version() -> str | None:
-    """As NVIDIA's tool reports it; None without the tool."""
+    """The version that nvidia-smi reports, or None without that tool."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
@@ -90,14 +90,14 @@ def driver_version() -> str | None:
 
 def triton_version() -> str | None:
     try:
-        import triton  # its distribution has several names
+        import triton  # importlib.metadata would need its distribution's name, of which there are several
     except ImportError:
         return None
     return triton.__version__
 
 
 def cpu_name() -> str:
-    """The model as Linux reports it; elsewhere what Python knows."""
+    """The model name that Linux reports; on other systems what Python reports."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

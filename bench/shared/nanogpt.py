@@ -1,4 +1,4 @@
-"""nanoGPT's own train.py, run from a checkout that the user names; none of its code is here."""
+"""Runs nanoGPT's own train.py from the user's checkout. None of its code is copied here."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from training.config import Config
 from training.device import choose_device
 from training.evaluation import evaluate
 
-# "I only have a macbook" in nanoGPT's README.
+# The section "I only have a macbook" in nanoGPT's README.
 RECIPE = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=50 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 )
 NAME = "nanoGPT's train.py"
 ITERATION = re.compile(r"^iter (\d+): loss .* time ([\d.]+)ms", re.MULTILINE)
-PARTS = {  # of nanoGPT's names → ours
+PARTS = {  # parts of parameter names, nanoGPT's → ours
     "transformer.wte.": "token_embedding.",
     "transformer.wpe.": "position_embedding.",
     "transformer.ln_f.": "norm.",
@@ -43,7 +43,7 @@ PARTS = {  # of nanoGPT's names → ours
 
 
 def check_checkout(folder: Path) -> None:
-    """Raises ValueError if nanoGPT cannot be run from `folder`."""
+    """Raise ValueError if nanoGPT cannot be run from `folder`."""
     if not (folder / "train.py").is_file():
         raise ValueError(f"nanogpt must be the folder of a checkout of nanoGPT; {folder} has no train.py")
     data = folder / "data" / "shakespeare_char"
@@ -52,7 +52,7 @@ def check_checkout(folder: Path) -> None:
 
 
 def command(out_dir: Path, *more: str) -> list[str]:
-    """Its recipe for CPUs, to be run in its folder."""
+    """The command of nanoGPT's recipe for CPUs, to be run in its folder."""
     return [sys.executable, "train.py", *shlex.split(RECIPE), f"--out_dir={out_dir}", *more]
 
 
@@ -61,9 +61,10 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def run(folder: Path, seed: int, threads: int) -> Curve:
-    """One run by its recipe, with its last checkpoint's loss on the whole validation split. UserError if it fails.
+    """Train by nanoGPT's recipe; the loss is its last checkpoint's on the whole validation split.
 
-    nanoGPT has no option for its seed, but takes any Python file as a configuration: one line there shifts the seed.
+    Raises UserError if it fails. nanoGPT has no option for the seed, but takes any Python file as its configuration.
+    One line in such a file shifts the seed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         out_dir = Path(scratch) / "out"
@@ -80,14 +81,16 @@ def run(folder: Path, seed: int, threads: int) -> Curve:
             raise UserError(f"nanoGPT's train.py failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
         saved = torch.load(out_dir / "ckpt.pt", map_location="cpu", weights_only=True)
     model = as_ours(saved["model"], saved["model_args"])
-    times = [float(ms) for step, ms in ITERATION.findall(done.stdout) if int(step)]  # the first is no usual step
+    times = [
+        float(ms) for step, ms in ITERATION.findall(done.stdout) if int(step)
+    ]  # without the first step, which warms up
     steps = int(saved["iter_num"])
     seconds = steps * statistics.median(times) / 1000
     return Curve(NAME, seed, model.num_parameters(), [steps], [seconds], [whole_split_loss(model)])
 
 
 def as_ours(weights: dict[str, Tensor], arguments: dict[str, Any]) -> GPT:
-    """nanoGPT's model as one of ours that computes the same."""
+    """Convert nanoGPT's model to one of ours that computes the same."""
     shape = {name: arguments[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
     options: dict[str, Any] = {"position": "learned", "norm": "layernorm", "qk_norm": False}
     model = GPT(GPTConfig(ffn="mlp", zero_init_projections=False, **options, **shape))

@@ -1,4 +1,4 @@
-"""Layers of others in the place of a block's MLP, as a race has them."""
+"""Other projects' layers as the feed-forward layer of a block, for races."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GRIDS = range(2, 33)
 
 
 def register(layers: Layers) -> None:
-    """Make `ffn = NAME` mean that peer, n_embd → n_embd, with as many parameters as the 4x MLP, or close."""
+    """Let `ffn = NAME` choose that peer, n_embd → n_embd, with about as many parameters as the 4x MLP."""
     for name, layer in layers.items():
         FEED_FORWARDS[name] = partial(peer_block, name, layer)
 
 
 def peer_block(name: str, layer: type[nn.Module], config: GPTConfig) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # looking for the grid takes no random numbers from the model
+    with torch.random.fork_rng(devices=[]):  # the search for the grid must not change the model's random numbers
         sizes = {grid: num_parameters(build(name, layer, config.n_embd, grid)) for grid in GRIDS}
     grid = min(GRIDS, key=lambda grid: abs(sizes[grid] - 8 * config.n_embd**2))
     return build(name, layer, config.n_embd, grid)
@@ -38,7 +38,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def restore_own_init(model: GPT, seed: int) -> None:
-    """Give the layers of others the initial values that they choose themselves, which the GPT's init has replaced."""
+    """Restore the initial values that other projects' layers choose themselves, which the GPT's init has replaced."""
     if model.config.ffn not in PEERS:
         return
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
-"""KAN layers of others, imported from where the user has them; none of their code is here.
+"""Other projects' KAN layers, imported from the user's checkouts. None of their code is copied here.
 
-Each is set up so that its grid matches ours as far as it can: G basis functions per input on [-2, 2].
+The grid of each matches ours as closely as it allows: G basis functions per input on [-2, 2].
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from common.errors import UserError
 from common.files import expand_home
 
 RATIONAL_GROUPS = 8
+Layers = dict[str, type[nn.Module]]
 Modes = dict[str, dict[str, Any]]  # a mode's name ("" if there is only one) → keyword arguments of the layer
 
 
 class CannotRun(Exception):
-    """A contestant cannot compute the case on this machine; the message says why, in a phrase."""
+    """Raised when a contestant cannot compute the case on this machine. The message is a phrase that says why."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Peer:
     module: str
     layer: str
     modes: Callable[[int], Modes]
-    """Those for a grid of G."""
+    """The modes for a grid of G."""
     build: Callable[[type[nn.Module], Case, dict[str, Any]], nn.Module] = lambda layer, case, keywords: layer(
         case.width, case.width, **keywords
     )
-    """The module that takes (N, width) to (N, width), of this class and with these keyword arguments."""
+    """Makes a module from (N, width) to (N, width) of this class, with these keyword arguments."""
     needs: str = ""
-    """A module without which it cannot be imported, and which is no part of its checkout as it comes."""
+    """A module that it imports and that must be installed or compiled besides its checkout."""
 
     @property
     def package(self) -> str:
@@ -69,7 +70,7 @@ def kanditioned_modes(grid: int) -> Modes:
 
 
 def efficient_kan_modes(grid: int) -> Modes:
-    order = 3  # it has grid_size + order coefficients; without their separate scale there are about as many as ours
+    order = 3  # it has grid_size + order coefficients, about as many as ours if they have no separate scale
     sizes = {"grid_size": max(1, grid - order), "spline_order": order}
     return {"": {**sizes, "grid_range": [-2, 2], "enable_standalone_scale_spline": False}}
 
@@ -83,9 +84,9 @@ def chebyshev(grid: int) -> Modes:
 
 
 def lookup_modes(grid: int) -> Modes:
-    """lmKAN's functions are of two inputs: (cells + 1)² values for each output and pair of inputs.
+    """Modes of lmKAN, whose functions take two inputs: (cells + 1)² values for each output and pair of inputs.
 
-    It needs three cells to set its grid up, and so has 8 values for each input and output at least, also for G < 8.
+    Its grid needs at least three cells. So it has at least 8 values for each input and output, also for G < 8.
     """
     return {"": {"num_grids": max(3, round((2 * grid) ** 0.5) - 1)}}
 
@@ -95,7 +96,7 @@ def rational_modes(grid: int) -> Modes:
 
 
 class TokensLast(nn.Module):
-    """lmKAN's layer, which wants (width, N)."""
+    """lmKAN's layer, which expects (width, N)."""
 
     def __init__(self, layer: type[nn.Module], case: Case, keywords: dict[str, Any]) -> None:
         super().__init__()
@@ -106,11 +107,11 @@ class TokensLast(nn.Module):
 
 
 class SplineMLP(nn.Module):
-    """kan-gpt's block: an MLP whose two matrices are layers of its splines, which want (B, T, width)."""
+    """kan-gpt's block: an MLP with layers of its splines, which expect (B, T, width), for its two matrices."""
 
     def __init__(self, layer: type[nn.Module], case: Case, keywords: dict[str, Any]) -> None:
         super().__init__()
-        values = 2 * keywords["grid"] + 2  # for an input and output: coefficients, a scale, and a linear weight
+        values = 2 * keywords["grid"] + 2  # per input and output: coefficients, a scale, and a linear weight
         hidden = max(1, round(case.grid * case.width / (2 * values)))
         self.first = layer(width=[case.width, hidden], **keywords)
         self.second = layer(width=[hidden, case.width], **keywords)
@@ -121,12 +122,12 @@ class SplineMLP(nn.Module):
 
 
 class RationalMLP(nn.Module):
-    """FlashKAT's layer: an MLP with a rational function, learnt by groups of features, before each matrix."""
+    """FlashKAT's layer: an MLP with a learned rational function, one per group of features, before each matrix."""
 
     def __init__(self, layer: type[nn.Module], case: Case, keywords: dict[str, Any]) -> None:
         super().__init__()
         width, hidden = case.width, case.hidden(2)
-        if width % RATIONAL_GROUPS or hidden % RATIONAL_GROUPS:  # its kernel would read beyond its coefficients
+        if width % RATIONAL_GROUPS or hidden % RATIONAL_GROUPS:  # else its kernel would read beyond its coefficients
             raise CannotRun(f"{width} and {hidden} features do not make {RATIONAL_GROUPS} equal groups")
         self.first_function = layer(in_features=width, mode="identity", **keywords)
         self.first = nn.Linear(width, hidden, bias=False)
@@ -134,7 +135,7 @@ class RationalMLP(nn.Module):
         self.second = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.first(self.first_function(x.unsqueeze(0)))  # it wants (B, T, width)
+        hidden = self.first(self.first_function(x.unsqueeze(0)))  # it expects (B, T, width)
         return self.second(self.second_function(hidden)).squeeze(0)
 
 
@@ -150,13 +151,13 @@ PEERS = {
     "kan-gpt": Peer("kan_gpt.efficient_kan.model", "KAN", lambda grid: {"": {"grid": 3}}, SplineMLP),
     "cheby-kan": Peer("ChebyKANLayer", "ChebyKANLayer", chebyshev),
 }
-Layers = dict[str, type[nn.Module]]
 
 
 def load_peers(text: str) -> tuple[Layers, dict[str, str]]:
-    """The layer classes that NAME=PATH,NAME=PATH asks for, and why one cannot be had. UserError if `text` is wrong.
+    """The layer classes that NAME=PATH,NAME=PATH asks for, and the reason for each that is missing.
 
-    A name without a path means the installed package; that one may be missing, as may be what has to be compiled.
+    A name without a path means the installed package. That package, or a module that a peer needs, may be missing.
+    Raises UserError if `text` is wrong.
     """
     layers: Layers = {}
     missing: dict[str, str] = {}
@@ -176,7 +177,7 @@ def load_peers(text: str) -> tuple[Layers, dict[str, str]]:
 
 
 def find_root(name: str, path: Path) -> Path:
-    """The folder in the checkout `path` from which the peer is imported."""
+    """The folder of the checkout `path` from which the peer is imported. Raises UserError if there is none."""
     file = PEERS[name].file
     for root in (path, path / "src"):
         if (root / file).is_file():
@@ -186,13 +187,13 @@ def find_root(name: str, path: Path) -> Path:
 
 
 def load_layer(name: str, root: Path | None = None) -> type[nn.Module]:
-    """The peer's class, imported from under `root`, or as installed."""
+    """Import the peer's class from below `root`, or the installed one. Raises UserError if that fails."""
     peer = PEERS[name]
     path = sys.path[:]
     if root is not None:
         sys.path.insert(0, str(root))  # its modules import each other by their full names
     try:
-        with warnings.catch_warnings():  # of matters that those who time it cannot change
+        with warnings.catch_warnings():  # nobody who times it could act on them
             warnings.simplefilter("ignore")
             module = importlib.import_module(peer.module)
         if root is not None and not Path(module.__file__ or "").resolve().is_relative_to(root.resolve()):
@@ -205,7 +206,7 @@ def load_layer(name: str, root: Path | None = None) -> type[nn.Module]:
 
 
 def peer_builders(layers: Layers, case: Case) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each peer, in each of its modes."""
+    """For each peer and mode its name and a function that builds it."""
     return {
         f"{name} {mode}".strip(): partial(build_peer, PEERS[name], layer, case, keywords)
         for name, layer in layers.items()
@@ -214,10 +215,10 @@ def peer_builders(layers: Layers, case: Case) -> dict[str, Callable[[], nn.Modul
 
 
 def build_peer(peer: Peer, layer: type[nn.Module], case: Case, keywords: dict[str, Any]) -> nn.Module:
-    if keywords.get("impl") == "embedding":  # gathers as ours of that name does, in as much memory
+    if keywords.get("impl") == "embedding":  # needs as much memory as our backend of that name
         problem = Problem(case.width, case.grid, case.width, torch.device("cpu"), case.tokens)
         reason = BACKENDS["embedding"].why_not(problem)
         if reason is not None:
             raise CannotRun(reason)
-    with contextlib.redirect_stdout(io.StringIO()):  # one of them has something to say
+    with contextlib.redirect_stdout(io.StringIO()):  # one of them prints
         return peer.build(layer, case, keywords)

@@ -1,4 +1,4 @@
-"""A race: contestants that differ in options of train.py, trained in turns in one process on the same batches."""
+"""A race: contestants with different options of train.py train in turns in one process, on the same batches."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SLICE = 50  # steps of a turn: short beside the moods of a shared machine, long beside what a cold cache costs
+TURN_STEPS = 50  # few enough that a slower machine slows all, enough that cold caches do not matter
 TABLES = {"config", "common", "search", "tune_seed", "seeds", "contestants"}
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Race:
-    """A file of bench/races: the recipe, the options that all share, and those in which contestants differ.
+    """A file of bench/races: the recipe, the options that all contestants share, and the options of each.
 
-    Every contestant is tuned over the same `search` (option → values, all combinations) on `tune_seed`, which is none
-    of the `seeds` of the race itself.
+    Every contestant is tuned over all combinations of `search` (option → values) on `tune_seed`, which is not one of
+    the race's own `seeds`.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Race:
 
     @classmethod
     def read(cls, path: Path) -> Race:
-        """UserError if `path` is no race."""
+        """Read a race from a TOML file. Raises UserError if it is not one."""
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
             race = cls(
@@ -84,24 +84,27 @@ class Race:
         return race
 
     def without_missing_peers(self) -> tuple[Race, list[str]]:
-        """The race of those that can be built, and the names of the layers of others that it leaves out."""
+        """The race without contestants whose layer is missing, and the names of those layers."""
         missing = {str(o["ffn"]) for o in self.contestants.values() if o.get("ffn") in PEERS} - set(FEED_FORWARDS)
         able = {name: options for name, options in self.contestants.items() if options.get("ffn") not in missing}
         return dataclasses.replace(self, contestants=able), sorted(missing)
 
     def among(self, names: str) -> Race:
-        """The race of those named in a list with semicolons; of all if it is empty. UserError for unknown names."""
+        """The race of the contestants that are named, separated by semicolons, or of all if `names` is empty.
+
+        Raises UserError for an unknown name.
+        """
         chosen = [name.strip() for name in names.split(";")] if names else list(self.contestants)
         unknown = [name for name in chosen if name not in self.contestants]
         if unknown:
             raise UserError(
-                f"only names {unknown[0]!r}, which takes no part in {self.name}; choose from "
-                f"{'; '.join(self.contestants)}, with semicolons between"
+                f"only names {unknown[0]!r}, which is not a contestant of {self.name}; choose from "
+                f"{'; '.join(self.contestants)}, separated by semicolons"
             )
         return dataclasses.replace(self, contestants={name: self.contestants[name] for name in chosen})
 
     def shortened(self, num_seeds: int, tune: bool) -> Race:
-        """With the first `num_seeds` seeds only (0: all), and without the search if not `tune`."""
+        """The race with its first `num_seeds` seeds (0: all), and without the search unless `tune`."""
         return dataclasses.replace(self, seeds=self.seeds[: num_seeds or None], search=self.search if tune else {})
 
     def trials(self) -> Iterator[Options]:
@@ -117,7 +120,7 @@ class Race:
 
 @dataclass
 class Curve:
-    """Loss on the validation split by step and by seconds of training (without compiling and evaluating)."""
+    """Validation loss by step and by seconds of training, not counting compilation and evaluation."""
 
     contestant: str
     seed: int
@@ -132,7 +135,7 @@ class Curve:
 
 
 class Racer:
-    """One contestant with one seed, at work in its turns."""
+    """Trains one contestant with one seed, a turn at a time."""
 
     def __init__(self, name: str, config: Config, folder: Path) -> None:
         dataset = Dataset.open(ensure_prepared(config.dataset), verify=False)
@@ -149,7 +152,7 @@ class Racer:
         return self.trainer.progress.step >= self.config.max_iters
 
     def take_turn(self, steps: int) -> None:
-        """Train for some steps, evaluating where it is due. The first step of all compiles and warms up: not timed."""
+        """Train for some steps, and evaluate where it is due. The very first step compiles and is not timed."""
         for _ in range(min(steps, self.config.max_iters - self.trainer.progress.step)):
             start = time.perf_counter()
             self.trainer.step()
@@ -173,8 +176,8 @@ class Racer:
 
 
 def run_side_by_side(configs: dict[str, Config]) -> list[Curve]:
-    """All contestants to their ends, in turns of SLICE steps."""
-    compile_without_limit()  # all compile the same functions, each for its own modules
+    """Train all contestants to their ends, in turns of TURN_STEPS steps."""
+    compile_without_limit()  # all compile the same functions, each with its own modules
     with tempfile.TemporaryDirectory() as folder:
         racers = []
         for k, (name, config) in enumerate(configs.items()):
@@ -182,7 +185,7 @@ def run_side_by_side(configs: dict[str, Config]) -> list[Curve]:
                 racers.append(Racer(name, config, Path(folder) / str(k)))
         while not all(racer.is_done for racer in racers):
             for racer in racers:
-                racer.take_turn(SLICE)
+                racer.take_turn(TURN_STEPS)
         for racer in racers:
             racer.close()
     return [racer.curve for racer in racers]
@@ -190,7 +193,7 @@ def run_side_by_side(configs: dict[str, Config]) -> list[Curve]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one contestant over the seeds: final losses, and how they compare with the rival's, seed by seed."""
+    """Final losses of one contestant over the seeds, and their differences from the rival's, seed by seed."""
 
     contestant: str
     parameters: int

@@ -1,4 +1,4 @@
-"""The picture of a race: validation loss against steps, against training time, and the last against parameters."""
+"""The picture of a race: validation loss against steps and training time, and final loss against parameters."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 STYLE = STYLES["light"]
 COLORS = (STYLE.ink, STYLE.accent, "#c2410c", "#0b8a6b", "#86198f", "#a16207", "#5b51b8", "#3fa7e0")
 DASHES = ("-", "-", "--", "-.", ":", "--", "-.", ":")
-SHOWN = 0.35  # of the way from the last loss to the first: what comes before is the same for all
+SHOWN = 0.35  # the share of the losses' range, from the lowest up, that is drawn; higher up all are alike
 
 
 @matplotlib_defaults()
 def draw_race(curves: Sequence[Curve], title: str, where: str) -> Figure:
-    """Lines are means over seeds, bands go from the lowest to the highest."""
+    """Draw means over seeds as lines, and bands from the lowest to the highest seed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -68,7 +68,7 @@ def style_axes(axes: Axes, label: str) -> None:
 def draw_band(
     axes: Axes, x: Sequence[float], losses: Sequence[Sequence[float]], color: str, dashes: str, marker: str = ""
 ) -> float:
-    """One line: losses of all seeds for each x. Returns its last mean."""
+    """Draw one line and its band. `losses` has those of all seeds for each x. Returns the last mean."""
     means = [statistics.mean(at) for at in losses]
     axes.plot(x, means, color=color, linestyle=dashes, linewidth=1.6, marker=marker, markersize=3.5)
     axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.13, lw=0)
@@ -76,7 +76,7 @@ def draw_band(
 
 
 def label_ends(axes: Axes, x: int, lines: Mapping[str, tuple[float, str]]) -> None:
-    """Each line's name and last loss at its right end, moved apart where they would overlap."""
+    """Write each line's name and last loss at its right end, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     names = sorted(lines, key=lambda name: lines[name][0])
     places = moved_apart([lines[name][0] for name in names], 0.06 * (high - low))

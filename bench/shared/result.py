@@ -1,4 +1,4 @@
-"""Results: what was measured of one contestant in one case, as a record and as a row of the table."""
+"""The measured result of one contestant in one case, as a record and as a row of the table."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from bench.shared.case import Case, Work
 from bench.shared.machine import Peaks
 from bench.shared.timing import Median
 
-NAMES = 48  # characters for a contestant
+NAME_WIDTH = 48  # characters
 
 
 def header(device: str) -> str:
-    """The two lines above the rows; only where memory is measured has the table a column for it."""
+    """The two lines above the rows. The table has a column for memory only where that is measured."""
     memory = (f"{'memory':>14}", f"{'(f+b)':>14}") if device == "cuda" else ("", "")
     return (
-        f"  {'':{NAMES}} {'':11} {'':13} {'':13} {'MLP / it':>13} {'useful work, of peak (f+b)':>32}{memory[0]}\n"
-        f"  {'contestant':{NAMES}} {'parameters':>11} {'forward':>13} {'fwd+bwd':>13} {'fwd':>6} {'f+b':>6} "
+        f"  {'':{NAME_WIDTH}} {'':11} {'':13} {'':13} {'MLP / it':>13} {'useful work, of peak (f+b)':>32}{memory[0]}\n"
+        f"  {'contestant':{NAME_WIDTH}} {'parameters':>11} {'forward':>13} {'fwd+bwd':>13} {'fwd':>6} {'f+b':>6} "
         f"{'GFLOP/s':>17} {'GB/s':>14}{memory[1]}"
     )
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One pass of one contestant: its time, and how that compares with the MLP's and with the machine's peaks."""
+    """Time of one pass of one contestant, compared with the MLP's time and with the machine's peaks."""
 
     ms: float
     rounds: int
@@ -33,7 +33,7 @@ class Measurement:
     of_peak_gflops: float
     of_peak_gbps: float
     limit_ms: float
-    """The time that the useful work takes at the peak of arithmetic or of memory, whichever is longer."""
+    """Time of the useful work at the peak of arithmetic or of memory, whichever is longer."""
 
     @classmethod
     def of(cls, time: Median, mlp: Median, work: Work, dtype: str, peaks: Peaks) -> Measurement:
@@ -51,16 +51,16 @@ class Result:
     training: Measurement
     """Forward and backward."""
     memory: int | None
-    """Bytes that training needed at its peak beside parameters and input; None where that is not known."""
+    """Peak memory of training in bytes, without parameters and input; None if not known."""
     note: str | None
-    """What to know of how it was computed."""
+    """A caveat about how it was computed."""
 
     def record(self) -> dict[str, object]:
         record = asdict(self)
         return {**record.pop("case"), **record}
 
     def row(self, rounds: int) -> str:
-        """A line of the table; `rounds` is what others got."""
+        """A row of the table. It names this contestant's number of rounds if that is below `rounds`."""
         forward, training = self.forward, self.training
         arithmetic = f"{training.gflops:>10,.1f} {training.of_peak_gflops:>6.1%}"
         memory = f"{training.gbps:>7.2f} {training.of_peak_gbps:>6.1%}"
@@ -68,6 +68,6 @@ class Result:
         aside = f"  median of {training.rounds}" if training.rounds < rounds else ""
         aside += f"  {self.note}" if self.note else ""
         return (
-            f"  {self.contestant:{NAMES}} {self.parameters:>11,} {forward.ms:>10.2f} ms {training.ms:>10.2f} ms "
+            f"  {self.contestant:{NAME_WIDTH}} {self.parameters:>11,} {forward.ms:>10.2f} ms {training.ms:>10.2f} ms "
             f"{forward.mlp_over_it:>6.2f} {training.mlp_over_it:>6.2f} {arithmetic} {memory}{memory_used}{aside}"
         )

@@ -1,4 +1,4 @@
-"""Timing: what runs of a layer are timed, and how the contestants take turns."""
+"""Times the forward and backward passes of contestants, which take turns."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from torch import Tensor, nn
 from bench.shared.case import DTYPES, Case
 from common.errors import UserError
 
-SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3  # a contestant slower than this gets only so many rounds
+SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3  # a contestant slower than this runs in this many rounds only
 
 
 @dataclass(frozen=True)
 class Median:
     ms: float
     rounds: int
-    """Of how many rounds."""
+    """The number of rounds."""
 
 
 class Passes:
-    """The input of a case, and the two things that are timed with it: forward, and forward+backward."""
+    """The input of a case, and the two passes that are timed: forward, and forward+backward."""
 
     def __init__(self, case: Case, device: str) -> None:
         self.case = case
         self.device = device
         try:
             self.x, dy = torch.randn(2, case.tokens, case.width, device=device).unbind()
-            self.dy = {dtype: dy.to(dtype) for dtype in DTYPES.values()}  # the contestant decides which, under autocast
+            self.dy = {
+                dtype: dy.to(dtype) for dtype in DTYPES.values()
+            }  # under autocast the contestant chooses its output's dtype
         except RuntimeError as error:
-            raise UserError(f"the input of {case} cannot be had ({str(error).splitlines()[0]})") from error
+            raise UserError(f"the input of {case} cannot be allocated ({str(error).splitlines()[0]})") from error
         self.x.requires_grad_()
 
     def forward(self, module: nn.Module) -> None:
@@ -45,12 +47,12 @@ class Passes:
             self._apply(module)
 
     def training(self, module: nn.Module) -> None:
-        """Forward and backward: the gradients of x and of all parameters."""
+        """Run forward and backward, with gradients of x and of all parameters."""
         y = self._apply(module)
         torch.autograd.grad(y, (self.x, *trained(module)), self.dy[y.dtype])
 
     def memory_of_training(self, module: nn.Module) -> int | None:
-        """Bytes allocated at the peak of a forward+backward beyond what was before it; only CUDA counts them."""
+        """Bytes that forward+backward allocates at its peak; None except on CUDA, which alone counts them."""
         if self.device != "cuda":
             return None
         torch.cuda.synchronize()
@@ -77,11 +79,12 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 def take_turns(
     runs: Mapping[str, Callable[[], object]], rounds: int, device: str, failed: dict[str, str] | None = None
 ) -> dict[str, Median]:
-    """Median time of each run over up to `rounds` rounds, in another order each, so that nobody has a fixed neighbour.
+    """Median time of each run over up to `rounds` rounds, each in another order.
 
-    A round before them warms up and finds those that are too slow for all rounds. In its turn each runs twice and the
-    second run counts: the first finds the caches and the allocator as the one before has left them. If there is a
-    `failed`, one that raises is left out and named in it, with the reason; otherwise its exception is passed on.
+    A first round warms up and finds the runs that are too slow for all rounds. In its turn each runs twice, and only
+    the second time counts, because the first still suffers from the state in which the contestant before left the
+    caches and the allocator. If `failed` is given, a run that raises is left out and its reason noted there; otherwise
+    its exception is raised.
     """
 
     def attempt(name: str) -> float:
@@ -90,7 +93,7 @@ def take_turns(
         except Exception as error:  # a peer may fail in any way
             if failed is None:
                 raise
-            failed[name] = in_one_line(error)  # not the error itself, which would hold on to the memory of its frames
+            failed[name] = in_one_line(error)  # not the error itself, which would keep the tensors of its frames alive
         release_memory(name, device)
         return float("nan")
 
@@ -112,14 +115,14 @@ def take_turns(
 
 
 def release_memory(name: str, device: str) -> None:
-    """Give back the memory of a GPU that contestant `name` left, even in reference cycles. UserError if it broke it."""
+    """Free the GPU memory that contestant `name` has left, also in reference cycles. UserError if that fails."""
     if device != "cuda":
         return
     gc.collect()
     try:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-    except RuntimeError as error:  # after an illegal access nothing works in this process any more
+    except RuntimeError as error:  # after an illegal access this process cannot use the GPU any more
         raise UserError(
             f"{name} has left the GPU unusable ({in_one_line(error)}); leave it out and start again"
         ) from error
@@ -142,7 +145,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def compile_without_limit() -> None:
-    """Forget what was compiled, and let functions be compiled as often as asked: beyond a limit that silently stops."""
+    """Forget what was compiled, and lift the limit beyond which functions would silently no longer be compiled."""
     torch.compiler.reset()
     public = hasattr(torch.compiler.config, "recompile_limit")  # before PyTorch 2.14 it was private
     config: Any = torch.compiler.config if public else torch._dynamo.config

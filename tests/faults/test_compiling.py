@@ -1,4 +1,4 @@
-"""torch.compile that cannot build: one sentence, and training goes on without it, bit for bit as if never asked for."""
+"""If torch.compile cannot build, one sentence says so, and the run equals one without --compile, bit for bit."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import train
-from bench.shared.victim import Victim
+from bench.shared.train_processes import TrainProcesses
 from tests.runs import Result, call, make_dataset, options, resume_options, run_command, train_losses, train_until
 from training import compiling
 from training.checkpoint import load_checkpoint
@@ -39,7 +39,7 @@ def eager(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 
 
 def fake_compiler(path: Path, body: str) -> str:
-    """A compiler that does `body` instead of building; it still tells its version, by which it is chosen."""
+    """A compiler that runs `body` instead of building. It still tells its version, because Inductor asks for it."""
     path.write_text(f'#!/bin/sh\ncase "$*" in --version|-v) exec {COMPILER} "$@";; esac\n{body}\n')
     path.chmod(0o755)
     return str(path)
@@ -47,7 +47,7 @@ def fake_compiler(path: Path, body: str) -> str:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes file systems with given options, which only root can."""
+    """Mounts file systems with the given options. Only root can; otherwise the test is skipped."""
     folders: list[Path] = []
 
     def mount(how: str) -> Path:
@@ -84,7 +84,7 @@ def test_a_compiler_that_cannot_do_its_work(
     if fault == "no Python.h":
         complaint = "echo 'fatal error: Python.h: No such file or directory' >&2; exit 1"
         environment["CXX"] = fake_compiler(tmp_path / "c++", complaint)
-    elif fault == "noexec":  # what is built cannot be loaded; mounting such a folder would need a slow real build
+    elif fault == "noexec":  # the result cannot be loaded; a folder mounted with noexec would need a slow real build
         environment["CXX"] = fake_compiler(tmp_path / "c++", BUILD_NOTHING)
     elif fault == "space":
         cache = tmp_path / "two words"
@@ -97,7 +97,7 @@ def test_a_compiler_that_cannot_do_its_work(
 
 
 def compile_but_not_the_backward(model: Any) -> Any:
-    """torch.compile with a compiler that fails at the graph of the gradients, which is built long after the first."""
+    """Call torch.compile with a backend that fails at the graph of the gradients, which it builds last."""
     from torch._dynamo.backends.common import aot_autograd
 
     def fail(graph: Any, inputs: Any) -> Any:
@@ -136,16 +136,16 @@ def test_of_several_processes_all_compile_or_none(dataset: Path, monkeypatch: py
 def test_ctrl_c_while_the_compiler_runs_ends_the_run_in_order(
     tmp_path: Path, dataset: Path, eager: dict[int, float]
 ) -> None:
-    """The terminal sends it to the compiler too, which dies of it."""
+    """The terminal sends the signal to the compiler as well, which ends."""
     run, log, mark = tmp_path / "run", tmp_path / "log", tmp_path / "compiling"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", fake_compiler(tmp_path / "c++", f"test -e {mark} && exit 1; touch {mark}; exec sleep 200"))
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-        with Victim(options(dataset, run, compile=True, **RUN), log, start_new_session=True) as victim:
-            assert victim.wait_for(mark.exists), victim.said()
-            os.killpg(victim.processes[0].pid, signal.SIGINT)
-            assert victim.wait() == [130], victim.said()
-            said = victim.said()
+        with TrainProcesses(options(dataset, run, compile=True, **RUN), log, start_new_session=True) as process:
+            assert process.wait_for(mark.exists), process.said()
+            os.killpg(process.processes[0].pid, signal.SIGINT)
+            assert process.wait() == [130], process.said()
+            said = process.said()
     assert "stopped by SIGINT at step 0, which is saved" in said and "Traceback" not in said and "Error" not in said
     assert load_checkpoint(run).step == 0
     train_until([*resume_options(run), "--compile=False"])

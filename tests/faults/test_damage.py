@@ -1,4 +1,4 @@
-"""A checkpoint file in which a byte changed, or that was cut, or that never was one, is never taken for a good one."""
+"""A file that was changed or cut, or is not a checkpoint at all, is never read as a good checkpoint."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_every_change_of_a_single_byte_is_noticed(sealed: Path, tmp_path: Path) 
     check_seal(path)
     with open(path, "r+b") as file:
         for place, byte in enumerate(whole):
-            for change in (1 << place % 8, 0xFF, 0x20):  # one bit, all bits, another case of a letter
+            for change in (1 << place % 8, 0xFF, 0x20):  # one bit, all bits, or the case of a letter
                 file.seek(place)
                 file.write(bytes([byte ^ change]))
                 file.flush()

@@ -41,7 +41,7 @@ TEXTS = st.one_of(
 
 
 def is_what_it_says(name: str, text: str, value: object) -> bool:
-    """Whether `value` is `text` read as the type of the option `name`, by Python's own rules."""
+    """Whether `value` is what Python's own rules make of `text` for the type of option `name`."""
     kind = TYPES[name]
     if kind is str:
         return value == text
@@ -112,7 +112,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to every entry of a JSON document."""
+    """The paths of all entries of a JSON document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path] + [place for key, item in inner for place in places(item, (*path, key))]
 

@@ -1,4 +1,4 @@
-"""Two processes that want one folder: real processes, real locks, and what a killed one leaves behind."""
+"""Two real processes want one folder; a lock lets one in, also after another was killed."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ if not hasattr(os, "fork"):
 
 
 class Other:
-    """Another process, a copy of this one, that does `action`, says what it returned, and then waits to be ended."""
+    """A fork of this process that runs `action`, reports what it returned, and waits to be ended."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self._said, says = os.pipe()
@@ -138,7 +138,7 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path, monkey
     kept = []
 
     def start() -> Path:
-        kept.append(open_run(["--dataset=words"]))  # which has written nothing by then
+        kept.append(open_run(["--dataset=words"]))  # it has written nothing yet
         return kept[0].directory
 
     with contextlib.ExitStack() as stack:

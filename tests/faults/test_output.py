@@ -1,4 +1,4 @@
-"""Output that fails costs nothing but the output: real pipes, terminals and full disks, and what is saved then."""
+"""Output that fails costs only the output. Tested with real pipes, terminals and full disks."""
 
 import contextlib
 import os
@@ -40,12 +40,12 @@ def read_until_saved(lines: IO[str], run: Path) -> None:
 
 
 def assert_last_step_is_saved(run: Path) -> None:
-    """That whose line in metrics.jsonl is the last one: not just that of the last evaluation."""
+    """The step of the last line of metrics.jsonl, which may be later than the last evaluation."""
     assert load_checkpoint(run).step == read_metrics(run)[-1]["step"]
 
 
 def test_ctrl_c_saves_where_the_reader_of_the_output_dies_first(tmp_path: Path, dataset: Path) -> None:
-    """As in `train.py | tee log`, whose tee is interrupted too."""
+    """In `train.py | tee log` a Ctrl-C interrupts tee too."""
     run, seldom = tmp_path / "run", {**ENDLESS, "eval_interval": 50}
     with training(dataset, run, seldom, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr

@@ -1,4 +1,4 @@
-"""What happens around a run: its directory vanishes, its data change, its numbers overflow, its tracker hangs."""
+"""A run survives its surroundings: a vanished directory, changed data, numbers that overflow, a tracker that hangs."""
 
 import math
 import os
@@ -39,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def after_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
-    """Let `action` happen once, after step `number`."""
+    """Run `action` once, after step `number`."""
     step = train.Trainer.step
 
     def step_and_act(trainer: train.Trainer) -> None:
@@ -106,7 +106,7 @@ def test_data_that_change_under_a_run_end_it_with_one_sentence(
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], gradients_only: bool = False) -> None:
-    """Let the loss, or its gradient alone, of these training steps be no number."""
+    """Make the loss, or only its gradient, not finite in these training steps."""
     forward, calls = GPT.forward, 0
 
     def poisoned(self: GPT, tokens: Any, targets: Any = None, cache: Any = None) -> Any:
@@ -159,7 +159,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resume(
 
 
 class Hanging:
-    """A W&B whose network is gone."""
+    """A stand-in for W&B whose network is gone."""
 
     id = "hanging"
 

@@ -1,4 +1,4 @@
-"""A training run in processes of its own, started to be interrupted."""
+"""Runs train.py in processes of its own, so that a benchmark or test can watch, signal and kill them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Forked:
-    """A copy of this process that runs train.py: with PyTorch imported already, it starts in a moment."""
+class ForkedProcess:
+    """A fork of this process that runs train.py. It starts in a moment, because PyTorch is imported already."""
 
     def __init__(self, arguments: Sequence[str], log: IO[str], environment: dict[str, str]) -> None:
         self.pid = os.fork()
@@ -61,23 +61,24 @@ class Forked:
         os.kill(self.pid, number)
 
 
-class Victim:
-    """train.py in one process, or in several that meet without torchrun; all they print goes to `log`.
+class TrainProcesses:
+    """train.py in one process, or in several that find each other without torchrun. Their output goes to `log`.
 
-    `fork` starts them as copies of this process instead of afresh; it must have imported train, and trained nothing.
+    `fork` forks them from this process instead of starting them afresh. This process must have imported train, and must
+    not have trained anything.
     """
 
     def __init__(
         self, arguments: Sequence[str], log: Path, processes: int = 1, fork: bool = False, **popen: Any
     ) -> None:
         self.log = log
-        self._file = open(log, "w")  # noqa: SIM115  for as long as the processes live
+        self._file = open(log, "w")  # noqa: SIM115  open as long as the processes live
         port = free_port()
         environments = [rank_environment(rank, processes, port) if processes > 1 else {} for rank in range(processes)]
         self.processes: list[Any] = []
         for environment in environments:
             if fork:
-                self.processes.append(Forked(arguments, self._file, environment))
+                self.processes.append(ForkedProcess(arguments, self._file, environment))
                 continue
             command = [sys.executable, str(ROOT / "train.py"), *arguments]
             whole = {**os.environ, **environment}
@@ -85,7 +86,7 @@ class Victim:
                 subprocess.Popen(command, cwd=ROOT, stdout=self._file, stderr=subprocess.STDOUT, env=whole, **popen)
             )
 
-    def __enter__(self) -> Victim:
+    def __enter__(self) -> TrainProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +97,7 @@ class Victim:
         return self.log.read_text(errors="replace")
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float = 250.0) -> bool:
-        """Whether `condition` became true while the processes lived."""
+        """Wait for `condition`. False if a process ends or the time is over before it is true."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if condition():
@@ -107,7 +108,7 @@ class Victim:
         return False
 
     def signal(self, number: int, rank: int | None = None) -> None:
-        """To one process, or to all."""
+        """Send a signal to one process, or to all."""
         for process in self.processes if rank is None else [self.processes[rank]]:
             if process.poll() is None:
                 process.send_signal(number)
@@ -117,13 +118,13 @@ class Victim:
         self.wait()
 
     def wait(self, timeout_s: float = 250.0) -> list[int]:
-        """Exit codes. subprocess.TimeoutExpired if they do not end."""
+        """Wait for the processes and return their exit codes. Raises subprocess.TimeoutExpired if they do not end."""
         deadline = time.monotonic() + timeout_s
         return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
 
 
 def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What torchrun would set, all on this machine."""
+    """The variables that torchrun would set for a process, with all processes on this machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
