@@ -22,6 +22,7 @@ from corpus.token_file import DataChanged
 from model import GPT
 from report import REPORT_FILE, write_report
 from sample import write_sample
+from training.batch_feed import BatchFeed
 from training.compiling import CompileFailed, check_together, detecting_failures, do_without
 from training.device import Device, choose_device
 from training.distributed import ALONE, LostProcess, World, detecting_lost_processes, join_world, share_of_step
@@ -87,6 +88,7 @@ class Trainer:
             self.batches = BatchSampler(train_stream, config.block_size, sequences, config.seed, world.rank, world.size)
             check_evaluation(self.val_stream, config)
         self.passes = share // self.pass_size
+        self.feed = BatchFeed(self.batches, self.device.device, config.max_iters)
         self.parallel = ParallelModel(self.model, self.device, world, config.fsdp)
         self.compiling = self.device.compile  # whether the next step compiles, and so is not timed
 
@@ -192,7 +194,7 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(progress.step, config))
         seed_step(config.seed, progress.step, self.world.rank)
         self.parallel.train()
-        x, y = self.batches.batch(progress.step)
+        x, y = self.feed.take(progress.step)
         loss = torch.zeros((), device=self.device.device)
         parts = zip(x.split(self.pass_size), y.split(self.pass_size), strict=True)
         with detecting_failures(self.compiling, self.optimizer):
@@ -202,8 +204,10 @@ class Trainer:
                     self.scaler.scale(part + self.splines.penalty() / self.passes).backward()
                 loss += part.detach()
         self.scaler.unscale_(self.optimizer)
-        progress.grad_norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
-        progress.train_loss = self.world.mean(float(loss))
+        norm = self.parallel.clip_gradients(config.grad_clip or math.inf)
+        self.feed.fetch(progress.step + 1)
+        own_loss, progress.grad_norm = torch.stack((loss, norm)).tolist()  # the one time that a step waits for a GPU
+        progress.train_loss = self.world.mean(own_loss)
         if self._is_usable():
             self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -4,7 +4,19 @@ Every backend is a function `spline_sum(x, control_points, spline_width, dtype)`
 control_points (I, G, O) give y (N, O) in `dtype`. All backends agree with `reference`.
 """
 
-from backends import amx, csr, dense, embedding, embedding_bag, native, reference, semi_structured, triton
+from backends import (
+    amx,
+    chunked,
+    csr,
+    cuda_choice,
+    dense,
+    embedding,
+    embedding_bag,
+    native,
+    reference,
+    semi_structured,
+    triton,
+)
 from backends.problem import Backend, Problem, SplineSum, why_no_gather
 
 __all__ = ["ALIASES", "BACKENDS", "IMPLS", "Backend", "Problem", "SplineSum", "availability", "choose"]
@@ -17,6 +29,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("embedding", embedding.spline_sum, why_no_gather),
         Backend("csr", csr.spline_sum, csr.why_not),
         Backend("dense", dense.spline_sum),
+        Backend("chunked", chunked.spline_sum),
         Backend("native", native.spline_sum, native.why_not),
         Backend("amx", amx.spline_sum, amx.why_not),
         Backend("semi_structured", semi_structured.spline_sum, semi_structured.why_not, semi_structured.caveat),
@@ -55,22 +68,20 @@ def choose(impl: str, problem: Problem) -> tuple[Backend, str]:
     return backend, "asked for" + (f"; {caveat}" if caveat else "")
 
 
-KERNELS = {"cpu": ("native", "auto: the fastest on CPUs"), "cuda": ("triton", "auto: made for tensor cores")}
-
-
 def _choose_automatically(problem: Problem) -> tuple[Backend, str]:
-    aside = ""
-    grid = problem.num_control_points
-    if problem.device.type == "meta":
+    grid, kind, aside = problem.num_control_points, problem.device.type, ""
+    if kind == "meta":
         return BACKENDS["dense"], "auto: another is chosen once the layer has a device"
+    if kind == "cuda":
+        name, why = cuda_choice.pick(problem, {name: backend.why_not for name, backend in BACKENDS.items()})
+        return BACKENDS[name], why
     if grid <= LARGEST_AMX_GRID and BACKENDS["amx"].why_not(problem) is None:
         return BACKENDS["amx"], f"auto: the fastest on CPUs with AMX up to {LARGEST_AMX_GRID} control points"
-    if problem.device.type in KERNELS:
-        name, why = KERNELS[problem.device.type]
-        no_kernel = BACKENDS[name].why_not(problem)
+    if kind == "cpu":
+        no_kernel = BACKENDS["native"].why_not(problem)
         if no_kernel is None:
-            return BACKENDS[name], why
-        aside = f", as {name} cannot be used: {no_kernel}"
+            return BACKENDS["native"], "auto: the fastest on CPUs"
+        aside = f", as native cannot be used: {no_kernel}"
     if grid <= LARGEST_DENSE_GRID:
         return BACKENDS["dense"], f"auto: fastest in training up to {LARGEST_DENSE_GRID} control points{aside}"
     if BACKENDS["csr"].why_not(problem) is None:

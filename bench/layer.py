@@ -52,7 +52,7 @@ DEFAULTS: dict[str, dict[str, str | bool]] = {
         "widths": "768",
         "grids": "5,8",
         "dtypes": "bfloat16",
-        "impls": "triton,semi_structured,dense,csr",
+        "impls": "triton,chunked,semi_structured,dense,csr",
         "compiled": True,
     },
 }
@@ -72,7 +72,7 @@ class Options:
     default float32; with cuda bfloat16."""
     impls: str = DEFAULT
     """Backends to time, comma-separated, or all. Those that cannot run here are skipped. By default
-    native,dense,embedding_bag,csr; with cuda triton,semi_structured,dense,csr."""
+    native,dense,embedding_bag,csr; with cuda triton,chunked,semi_structured,dense,csr."""
     peers: str = "kanditioned"
     """Other projects' layers to time, comma-separated NAME=PATH of a checkout; a name alone means the installed one."""
     compiled: Literal["default"] | bool = "default"

@@ -64,14 +64,14 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         line = line.replace("'", "") if line.count("'") % 2 else line  # a line of a longer quotation
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
         lexer.whitespace_split = True
         words = list(lexer)
         for k, word in enumerate(words):
             starts = k == 0 or Path(words[k - 1]).name in ("python", "python3") or "torchrun" in words[:k]
             if word.endswith(".py") and starts:
                 arguments = words[k + 1 :]
-                end = next((i for i, each in enumerate(arguments) if each and set(each) <= set("&|;")), len(arguments))
+                end = next((i for i, each in enumerate(arguments) if each and set(each) <= set("&|;<>")), len(arguments))
                 found.append((word, [each for each in arguments[:end] if not re.fullmatch(r"\$[a-z]+", each)]))
     return found
 

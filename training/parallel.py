@@ -83,10 +83,10 @@ class ParallelModel:
         self.loss(x, y).backward()
         self.model.zero_grad(set_to_none=True)
 
-    def clip_gradients(self, limit: float) -> float:
-        """Scale the whole gradient down to the norm `limit`; returns its norm before that."""
+    def clip_gradients(self, limit: float) -> Tensor:
+        """Scale the whole gradient down to the norm `limit`; returns the norm that it had, still on the device."""
         norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        return float(norm.full_tensor() if self.sharded else norm)
+        return norm.full_tensor() if self.sharded else norm
 
     def is_finite(self) -> bool:
         """Whether all parameters, or this process's part of them, are finite."""
