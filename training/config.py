@@ -55,9 +55,9 @@ class DataOptions:
     resume: bool = False
     """Go on from the newest good checkpoint in out_dir, with the run's own configuration."""
     init_from: PathText = ""
-    """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or a GPT-2
-    on its hub (gpt2). Its architecture is taken over; its linear layers are swapped for splines (kan_swap), unless
-    --ffn mlp is given."""
+    """A trained model to start from: an MLP run or checkpoint of train.py, a folder that export.py wrote or that
+    transformers saved, or a GPT-2 on its hub (gpt2). Its architecture is taken over, splines included; of a model
+    without splines the linear layers are swapped for splines (kan_swap), unless --ffn mlp is given."""
     seed: int = 1337
     """Seed of initial weights, batches and dropout."""
     batch_size: int = 12
