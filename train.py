@@ -31,6 +31,7 @@ from training.neighbours import Neighbours
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel
 from training.progress import Progress, Stopwatch, duration, progress_line
+from training.progress_bar import ProgressBar
 from training.randomness import seed_step
 from training.run import Run, open_run
 from training.run_facts import opening_lines, write_facts
@@ -83,7 +84,7 @@ class Trainer:
         self.splines = SplineTraining(self.model, config)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = device.grad_scaler()
-        self.progress = Progress()
+        self.progress, self.bar = Progress(), ProgressBar(sys.stdout, config.max_iters, silent=not world.is_main)
         with world.together():
             elapsed_s, wandb_id = self._restore(run) if run.state else (0.0, None)
         self._run_throwaway_pass()
@@ -130,10 +131,11 @@ class Trainer:
             with self.stopwatch.pause():
                 self._record_splines()
         try:
-            with detecting_lost_processes():
+            with detecting_lost_processes(), self.bar:
                 while progress.step < config.max_iters and not must_stop(stop, self.world):
                     if not self._attempt(stop):
                         continue
+                    self.bar.update(progress, self.stopwatch)
                     if self._is_due(config.eval_interval):
                         self._evaluate()
                     elif self._is_due(config.log_interval):
