@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import train
 from corpus.tokenizer import GPT2Tokenizer
 from corpus.writer import DatasetWriter
 from model import GPT
-from sample import choose, filter_top_k, filter_top_p, generate, generate_batch, main
+from sample import choose, filter_top_k, filter_top_p, generate, generate_batch, main, move
 from tests.data_fixtures import gpt2_vocabulary  # noqa: F401  a fixture
 from tests.runs import (
     ROOT,
@@ -349,6 +350,7 @@ def test_ctrl_c_stops_a_text_and_then_the_command(run: Path) -> None:
         terminal.read_until(lambda text: len(text) > 100)
         terminal.process.send_signal(signal.SIGINT)
         terminal.read_until(lambda text: text.endswith("\n> "))
+        time.sleep(0.5)  # a signal between the prompt and the wait for a key would be noticed at the next key
         terminal.process.send_signal(signal.SIGINT)
         assert "interrupted" in terminal.read_until(lambda text: "interrupted" in text)
         assert terminal.process.wait(30) == 130
@@ -367,3 +369,13 @@ def test_without_a_terminal_and_a_prompt_it_begins_a_line(run: Path) -> None:
     assert result.returncode == 0 and "> " not in result.stdout and "not a prompt" not in result.stdout
     tokens = tokens_of(load_checkpoint(run, "best").model, load_checkpoint(run).tokenizer.encode("\n"), 20, 0.8, 1337)
     assert result.stdout == load_checkpoint(run).tokenizer.decode(tokens) + "\n"
+
+
+@pytest.mark.parametrize("changes", [{}, {"ffn": "gated_splines", "architecture": "nanogpt"}, {"ffn": "mlp"}], ids=str)
+@torch.no_grad()
+def test_the_batch_is_no_matter_to_logits_beyond_the_last_digits_of_float64(changes: dict[str, object]) -> None:
+    model = move(untrained(**changes), "cpu")
+    tokens = torch.randint(23, (17, BLOCK))
+    alone = torch.cat([model(row[None])[0] for row in tokens])
+    assert alone.dtype is torch.float64
+    torch.testing.assert_close(model(tokens)[0], alone, rtol=0, atol=1e-12)
