@@ -167,11 +167,11 @@ def test_a_terminal_may_be_narrow_or_become_so(dataset: Path, tmp_path: Path) ->
 
     def during(shown: str) -> None:
         drawn = bars.findall(shown)
-        if len(seen) < 3 and len(drawn) > 1 + (seen[-1][1] if seen else 0):
+        if len(seen) < 3 and len(drawn) > 2 + (seen[-1][1] if seen else 0):
             columns = (40, 12, 4)[len(seen)]
             terminal.resize(columns)
             seen.append((columns, len(drawn)))
-        if len(seen) == 3 and len(drawn) > seen[-1][1] + 1:
+        if len(seen) == 3 and len(drawn) > seen[-1][1] + 2:
             narrow(shown)
 
     try:
@@ -182,7 +182,9 @@ def test_a_terminal_may_be_narrow_or_become_so(dataset: Path, tmp_path: Path) ->
     drawn = bars.findall(shown)
     assert len(drawn[0]) > 60
     for (columns, start), stop in zip(seen, [count for _, count in seen[1:]] + [len(drawn)], strict=True):
-        assert all(len(line.rstrip()) < columns for line in drawn[start + 1 : stop]), columns
+        assert all(len(line.rstrip()) < columns for line in drawn[start + 2 : stop]), (
+            columns
+        )  # the terminal may be ahead of this test
 
 
 @pytest.mark.needs("terminal")
