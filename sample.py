@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +21,24 @@ from common.errors import UserError, exit_on_user_error
 from corpus.dataset import Dataset
 from corpus.tokenizer import Tokenizer
 from model import GPT
-from training.checkpoint import load_checkpoint
+from training.exported_model import load_model
 
 SEED, TEMPERATURE = 1337, 0.8  # for the samples that training writes
 USAGE = "python sample.py OUT_DIR [--prompt TEXT] [--key value …]"
+SEPARATOR = "\n" + "-" * 40
 
 
 @dataclass(frozen=True)
 class Options:
     out_dir: tyro.conf.Positional[Path]
-    """The run's directory, or one of its checkpoint files."""
+    """The run's directory, one of its checkpoint files, or a folder that export.py wrote."""
     prompt: str | None = None
-    """Text to continue; by default the model begins a new line."""
+    """Text to continue; - reads it from standard input. Without a prompt the model continues what you type, line by
+    line until Ctrl-D; without a terminal it begins a new line."""
+    prompt_file: Path | None = None
+    """A UTF-8 file that holds the prompt. One line end at its end is dropped, as it is from standard input."""
+    prompt_lines: bool = False
+    """Take each line of the prompt that is not empty for a prompt of its own."""
     max_new_tokens: int = 500
     """Tokens per sample."""
     temperature: float = 0.8
@@ -39,17 +48,21 @@ class Options:
     top_p: float = 1.0
     """Draw from the fewest tokens whose probabilities add up to at least p; 1: from all."""
     num_samples: int = 1
-    """Number of samples."""
+    """How many samples to write for each prompt."""
+    batch_size: int = 8
+    """Samples written at once: more are faster together and need more memory. The texts do not depend on it."""
     seed: int = 1337
-    """The same seed gives the same samples."""
+    """The same seed gives the same samples; the second sample of a prompt is the first of the next seed, and so on."""
     step: str = "best"
     """Which checkpoint: best, latest or a step."""
     device: str = "cpu"
     """cpu, cuda or mps; small models are fastest on the CPU."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.num_samples < 1:
-            raise UserError("max_new_tokens and num_samples must be at least 1")
+        if min(self.max_new_tokens, self.num_samples, self.batch_size) < 1:
+            raise UserError("max_new_tokens, num_samples and batch_size must be at least 1")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("give either --prompt or --prompt_file, not both")
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature must be 0 or a finite number above; got {self.temperature}")
         if self.top_k < 0:
@@ -63,34 +76,121 @@ class Options:
 @exit_on_user_error
 def main() -> None:
     options = OptionParser(Options, USAGE, positional="out_dir").parse(sys.argv[1:])
-    checkpoint = load_checkpoint(options.out_dir, options.step)
-    model = move(checkpoint.model, options.device)
-    tokens = encode_prompt(options.prompt, checkpoint.tokenizer)
-    generator = torch.Generator().manual_seed(options.seed)
-    for number in range(options.num_samples):
-        if number:
-            print("\n" + "-" * 40)
-        stream = checkpoint.tokenizer.stream()
-        print(options.prompt or "", end="", flush=True)
-        for token in generate(
-            model,
-            tokens,
-            options.max_new_tokens,
-            options.temperature,
-            options.top_k,
-            options.top_p,
-            generator,
-            checkpoint.tokenizer.vocab_size,
-        ):
-            sys.stdout.write(stream.push(token))
-            sys.stdout.flush()
-        print(stream.finish())
+    prompts = read_prompts(options)
+    model, tokenizer = load_model(options.out_dir, options.step)
+    writer = Writer(move(model, options.device), tokenizer, options)
+    if prompts == [None] and sys.stdin.isatty() and sys.stdout.isatty():
+        converse(writer)
+    else:
+        writer.write(prompts)
+    print(writer.speed(), file=sys.stderr)
+
+
+def read_prompts(options: Options) -> list[str | None]:
+    """The prompts that the options give; None stands for the beginning of a line."""
+    text = options.prompt
+    try:
+        if options.prompt_file is not None:
+            text = without_last_line_end(options.prompt_file.read_bytes().decode("utf-8"))
+        elif text == "-":
+            text = without_last_line_end(sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the prompt is not UTF-8 text ({error.reason} at byte {error.start}); save it as such"
+        ) from error
+    if text == "":
+        raise UserError("the prompt is empty; give it some text, or leave it out")
+    if not options.prompt_lines:
+        return [text]
+    lines = [line for line in (text or "").split("\n") if line]
+    if not lines:
+        raise UserError("--prompt_lines finds no line that is not empty; give --prompt, --prompt - or --prompt_file")
+    return list(lines)
+
+
+def without_last_line_end(text: str) -> str:
+    """Editors and echo add one. Other line ends become those of training texts."""
+    return text.replace("\r\n", "\n").removesuffix("\n")
+
+
+def converse(writer: Writer) -> None:
+    """Go on from each line that is typed, until the end of input (Ctrl-D). Ctrl-C ends a text before its time."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  lets input() edit lines and remember them
+    print("Type how a text begins; Enter lets the model go on. Ctrl-C stops a text, Ctrl-D ends.", file=sys.stderr)
+    with contextlib.suppress(EOFError):
+        while True:
+            prompt = input("> ")
+            try:
+                writer.write([prompt or None])
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                print()
+    print()
+
+
+class Writer:
+    """Writes texts to standard output as they come into being, and counts them."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, options: Options) -> None:
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.seeds = itertools.count(options.seed)
+        self.tokens, self.seconds = 0, 0.0
+
+    def write(self, prompts: Sequence[str | None]) -> None:
+        """Write num_samples texts for each prompt, `batch_size` at once. Calls have seeds of their own, one behind the
+        other; within a call all prompts share them, so that a text does not depend on the other prompts."""
+        seeds = list(itertools.islice(self.seeds, self.options.num_samples))
+        jobs = [(prompt, encode_prompt(prompt, self.tokenizer), seed) for prompt in prompts for seed in seeds]
+        for start in range(0, len(jobs), self.options.batch_size):
+            self._write_batch(jobs[start : start + self.options.batch_size], is_first=start == 0)
+
+    def _write_batch(self, jobs: Sequence[tuple[str | None, list[int], int]], is_first: bool) -> None:
+        """Write the first text while it is generated, the others when all are complete."""
+        streams = [self.tokenizer.stream() for _ in jobs]
+        texts = [prompt or "" for prompt, _, _ in jobs]
+        print("" if is_first else SEPARATOR + "\n", texts[0], sep="", end="", flush=True)
+        for tokens in self._generate([job[1] for job in jobs], [job[2] for job in jobs]):
+            for row, token in enumerate(tokens):
+                if token is None:
+                    continue
+                piece = streams[row].push(token)
+                texts[row] += piece
+                if row == 0:
+                    print(piece, end="", flush=True)
+        print(streams[0].finish())
+        for text, stream in zip(texts[1:], streams[1:], strict=True):
+            print(SEPARATOR, text + stream.finish(), sep="\n")
+
+    def _generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Iterator[list[int | None]]:
+        options = self.options
+        generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+        start = time.perf_counter()
+
+        def choose_token(row: int, logits: Tensor) -> int:
+            return choose(logits, options.temperature, options.top_k, options.top_p, generators[row])
+
+        try:
+            for tokens in generate_batch(
+                self.model, prompts, options.max_new_tokens, choose_token, self.tokenizer.vocab_size
+            ):
+                self.tokens += sum(token is not None for token in tokens)
+                yield tokens
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def speed(self) -> str:
+        rate = f", {self.tokens / self.seconds:.0f} tokens/s" if self.tokens else ""
+        return f"{self.tokens} tokens in {self.seconds:.2f} s{rate}"
 
 
 def move(model: GPT, device: str) -> GPT:
     try:
-        torch.empty(1, device=device).cpu()  # a device without memory, like meta, fails here
-        return model.to(device)
+        torch.empty(1, device=device).cpu()  # a device that holds no numbers, like meta, fails here
+        # A matrix product rounds differently in batches of different sizes. In float32, which is all that mps has, that
+        # changes a token in a million, and with it the rest of its text; in float64 none.
+        return model.to(device, torch.float32 if device.startswith("mps") else torch.float64)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use --device cpu") from error
 
@@ -121,20 +221,50 @@ def generate(
 
     The model sees at most block_size tokens. When they are full, it goes on with the newer half of them.
     """
+
+    def choose_token(row: int, logits: Tensor) -> int:
+        return choose(logits, temperature, top_k, top_p, generator)
+
+    for (token,) in generate_batch(model, [prompt], max_new_tokens, choose_token, vocab_size):
+        assert token is not None
+        yield token
+
+
+@torch.no_grad()
+def generate_batch(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    choose_token: Callable[[int, Tensor], int],
+    vocab_size: int | None = None,
+) -> Iterator[list[int | None]]:
+    """Continue several prompts at once; each item holds the new token of every row, None for rows without one.
+
+    All rows have the same position, so that one cache serves them without padding: the model reads the shortest prompt
+    whole, and then one token of every row at a time, those of longer prompts as given. A row without a token is still
+    reading, or complete. `choose_token` is given a row's number and its logits (vocab_size,) on the CPU.
+    """
     device = model.token_embedding.weight.device
     block_size = model.config.block_size
-    context = list(prompt)[-block_size:]
-    cache, unseen = model.new_cache(), context
-    for _ in range(max_new_tokens):
-        if cache.length + len(unseen) > block_size:
-            context = context[-max(1, block_size // 2) :]
-            cache, unseen = model.new_cache(), context
-        logits, _ = model(torch.tensor([unseen], device=device), cache=cache)  # (1, T, vocab_size)
-        # Drawn on the CPU, so that a seed gives the same text on every device.
-        token = choose(logits[0, -1, :vocab_size].float().cpu(), temperature, top_k, top_p, generator)
-        context.append(token)
-        unseen = [token]
-        yield token
+    given = [list(prompt)[-block_size:] for prompt in prompts]
+    shortest, longest = min(map(len, given)), max(map(len, given))
+    rows = [prompt[:shortest] for prompt in given]
+    cache, unseen = model.new_cache(len(rows)), rows
+    for length in range(shortest, longest + max_new_tokens):
+        if cache.length + len(unseen[0]) > block_size:
+            unseen = [row[-max(1, block_size // 2) :] for row in rows]
+            cache = model.new_cache(len(rows))
+        logits, _ = model(torch.tensor(unseen, device=device), cache=cache)  # (rows, T, vocab_size)
+        # Drawn on the CPU, so that a seed means the same text on every device.
+        last = logits[:, -1, :vocab_size].to("cpu", torch.promote_types(logits.dtype, torch.float32))
+        new: list[int | None] = [None] * len(rows)
+        for number, (row, prompt) in enumerate(zip(rows, given, strict=True)):
+            if len(prompt) <= length < len(prompt) + max_new_tokens:
+                new[number] = choose_token(number, last[number])
+            row.append(prompt[length] if length < len(prompt) else new[number] or 0)
+        unseen = [row[-1:] for row in rows]
+        if any(token is not None for token in new):
+            yield new
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:

@@ -32,6 +32,7 @@ from training.neighbours import Neighbours
 from training.optimizer import make_optimizer, set_learning_rate
 from training.parallel import ParallelModel
 from training.progress import Progress, Stopwatch, duration, progress_line
+from training.progress_bar import ProgressBar
 from training.run import Run, open_run
 from training.run_facts import opening_lines, write_facts
 from training.run_writer import RunWriter
@@ -69,6 +70,7 @@ class Trainer:
         """Set up everything that a step needs, then make the run's directory and write its first files."""
         self.run, self.config, self.dataset, self.device, self.world = run, run.config, dataset, device, world
         self.progress = Progress()
+        self.bar = ProgressBar(sys.stdout, self.config.max_iters, silent=not world.is_main)
         self._set_up_model_and_batches()
         self.optimizer = make_optimizer(self.model, self.config)
         self.scaler = device.grad_scaler()
@@ -141,10 +143,11 @@ class Trainer:
             with self.stopwatch.pause():
                 self._record_splines()
         try:
-            with detecting_lost_processes():
+            with detecting_lost_processes(), self.bar:
                 while progress.step < config.max_iters and not must_stop(stop, self.world):
                     if not self._attempt(stop):
                         continue
+                    self.bar.update(progress, self.stopwatch)
                     if self._is_due(config.eval_interval):
                         self._evaluate()
                     elif self._is_due(config.log_interval):

@@ -65,6 +65,7 @@ def _why_not_instructions(name: str) -> Callable[[], str | None]:
 
 NEEDS: dict[str, Callable[[], str | None]] = {
     "linux": _unless(lambda: sys.platform == "linux", "needs Linux"),
+    "terminal": _unless(lambda: importlib.util.find_spec("pty"), "needs pseudo-terminals"),
     "proc": _unless(Path("/proc/self/status").exists, "needs /proc"),
     "full device": _unless(Path("/dev/full").exists, "needs /dev/full"),
     "cuda": _unless(torch.cuda.is_available, "needs a CUDA GPU"),

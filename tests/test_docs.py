@@ -71,7 +71,9 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
             starts = k == 0 or Path(words[k - 1]).name in ("python", "python3") or "torchrun" in words[:k]
             if word.endswith(".py") and starts:
                 arguments = words[k + 1 :]
-                end = next((i for i, each in enumerate(arguments) if each and set(each) <= set("&|;<>")), len(arguments))
+                end = next(
+                    (i for i, each in enumerate(arguments) if each and set(each) <= set("&|;<>")), len(arguments)
+                )
                 found.append((word, [each for each in arguments[:end] if not re.fullmatch(r"\$[a-z]+", each)]))
     return found
 

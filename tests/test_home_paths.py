@@ -21,11 +21,12 @@ from training.config import parse
 # The options of each command, its positional one, and those that name files and folders.
 PATHS = {
     "training.config.Config": (None, ["out_dir", "init_from"]),
-    "sample.Options": ("out_dir", ["out_dir"]),
+    "sample.Options": ("out_dir", ["out_dir", "prompt_file"]),
     "plot.Options": ("out_dir", ["out_dir", "output"]),
     "report.Options": ("out_dirs", ["out_dirs", "output"]),
     "simplify.Options": ("out_dir", ["out_dir", "output"]),
     "convert.Options": ("out_dir", ["out_dir", "output"]),
+    "export.Options": ("out_dir", ["out_dir", "output"]),
     "bench.gpt.Arguments": ("race", ["race", "nanogpt", "output", "plot"]),
     "bench.grids.Arguments": (None, ["output", "plot"]),
     "bench.layer.Options": (None, ["output", "plot"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = {"train", "sample", "report", "plot", "simplify", "convert"}
+COMMANDS = {"train", "sample", "report", "plot", "simplify", "convert", "export"}
 MODEL = {"model", "attention", "feed_forward", "embeddings", "kan_layer", "swap"}
 PACKAGES = {"backends", "splines", "pictures", "corpus", "common", "training", "webpage", "bench"}
 # Only benchmarks import commands, and train.py, which samples and reports during training.

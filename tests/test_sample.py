@@ -1,5 +1,11 @@
 """Sampling: the cache changes nothing, filters keep the right tokens, and a seed gives one text."""
 
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +20,20 @@ import train
 from corpus.tokenizer import GPT2Tokenizer
 from corpus.writer import DatasetWriter
 from model import GPT
-from sample import choose, filter_top_k, filter_top_p, generate, main
+from sample import choose, filter_top_k, filter_top_p, generate, generate_batch, main, move
 from tests.data_fixtures import gpt2_vocabulary  # noqa: F401  a fixture
-from tests.runs import Result, call, make_dataset, options, random_words, train_until
+from tests.runs import (
+    ROOT,
+    Result,
+    assert_one_sentence,
+    call,
+    command,
+    make_dataset,
+    options,
+    random_words,
+    train_until,
+)
+from tests.terminal import Terminal
 from training.checkpoint import LoadedCheckpoint, load_checkpoint
 from training.config import Config
 
@@ -169,8 +186,8 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model() -> None:
 def sampled(run: Path, **changes: object) -> Result:
     values = {"prompt": "the ", "max-new-tokens": 60, **changes}
     result = call(main, run, *(f"--{name}={value}" for name, value in values.items()))
-    assert result.code == 0 and not result.err
-    return result
+    assert result.code == 0 and re.fullmatch(r"\d+ tokens in \d+\.\d\d s, \d+ tokens/s\n", result.err), result
+    return Result(result.code, result.out, "")
 
 
 def test_a_seed_means_one_text(run: Path) -> None:
@@ -229,3 +246,136 @@ def test_byte_pairs_are_trained_on_sampled_and_streamed(bpe_run: Path, temperatu
     tokens = tokens_of(trained.model, trained.tokenizer.encode(prompt), 60, temperature, seed=9)
     text = trained.tokenizer.decode(tokens)
     assert sampled(bpe_run, prompt=prompt, seed=9, temperature=temperature).out == f"{prompt}{text}\n"
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=BLOCK + 3), min_size=1, max_size=5),
+    st.integers(1, 3 * BLOCK),
+    st.sampled_from(
+        [
+            {"token_shift": True, "pair_rows": 30, "attention_gate": True},
+            {"architecture": "nanogpt", "ffn": "gated_splines"},
+        ]
+    ),
+)
+def test_prompts_of_any_lengths_are_continued_together_as_one_by_one(
+    prompts: list[list[int]], count: int, changes: dict[str, object]
+) -> None:
+    """Within the context and beyond it; every row draws from random numbers of its own."""
+    model = untrained(**changes).double()
+    alone = [tokens_of(model, prompt, count, 1.0, seed=number) for number, prompt in enumerate(prompts)]
+    generators = [generator(number) for number in range(len(prompts))]
+
+    def choose_token(row: int, logits: Tensor) -> int:
+        return choose(logits, 1.0, 0, 1.0, generators[row])
+
+    together: list[list[int]] = [[] for _ in prompts]
+    for tokens in generate_batch(model, prompts, count, choose_token):
+        for row, token in enumerate(tokens):
+            together[row] += [token] if token is not None else []
+    assert together == alone
+
+
+LINE = "\n" + "-" * 40 + "\n"
+
+
+def test_texts_do_not_depend_on_the_batch(run: Path, tmp_path: Path) -> None:
+    """Nor on the other prompts; the second sample of a seed is the first of the next."""
+    lines = ["the ", "spline bends where ", "a", "knots tell it"]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(lines) + "\n")
+    given = {"prompt_file": tmp_path / "prompts.txt", "prompt_lines": True, "num_samples": 3, "max_new_tokens": 40}
+    together = [prompted(run, **given, batch_size=size) for size in (1, 5, 12, 100)]
+    assert together[1:] == together[:-1]
+    alone = [prompted(run, prompt=line, max_new_tokens=40, seed=1337 + n) for line in lines for n in range(3)]
+    assert LINE.join(text.removesuffix("\n") for text in alone) + "\n" == together[0].replace("\n" + LINE, LINE)
+
+
+def prompted(run: Path, **values: object) -> str:
+    result = call(main, run, *(f"--{name}={value}" for name, value in values.items()))
+    assert result.code == 0, result
+    return result.out
+
+
+def test_a_prompt_is_read_from_a_file_or_from_standard_input(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sampled(run, prompt="the spline\nbends").out
+    (tmp_path / "prompt.txt").write_bytes(b"the spline\r\nbends\n")
+    assert prompted(run, prompt_file=tmp_path / "prompt.txt", max_new_tokens=60) == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the spline\nbends\n"))
+    assert prompted(run, prompt="-", max_new_tokens=60) == expected
+
+
+def test_prompts_that_cannot_be_are_one_sentence(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "latin").write_bytes(b"na\xefve")
+    for arguments, part in (
+        (["--prompt_file", tmp_path / "none"], "none"),
+        (["--prompt_file", tmp_path / "empty"], "the prompt is empty"),
+        (["--prompt_file", tmp_path / "latin"], "not UTF-8"),
+        (["--prompt_file", tmp_path / "empty", "--prompt", "a"], "not both"),
+        (["--prompt_lines", "True"], "--prompt_lines finds no line"),
+        (["--batch_size", 0], "batch_size must be at least 1"),
+    ):
+        assert_one_sentence(call(main, run, *arguments), part)
+
+
+@pytest.mark.needs("terminal")
+def test_in_a_terminal_it_goes_on_from_what_one_types(run: Path) -> None:
+    terminal = Terminal("sample.py", run, "--max_new_tokens", 30, "--seed", 5)
+    try:
+        hint = terminal.read_until(lambda text: text.endswith("> "))
+        assert "Ctrl-D ends" in hint
+        for number, line in enumerate(["the ", "bends ", "the "]):
+            terminal.type(line + "\n")
+            shown = terminal.read_until(lambda text: text.endswith("> "))
+            alone = sampled(run, prompt=line, seed=5 + number, **{"max-new-tokens": 30}).out
+            assert alone in shown
+        terminal.type("Ω\n")
+        assert "not in the vocabulary" in terminal.read_until(lambda text: text.endswith("> "))
+        terminal.type("\x04")
+        assert re.search(r"\n90 tokens in .* tokens/s\n", terminal.read_until(lambda text: "tokens/s" in text) + "\n")
+        assert terminal.process.wait(30) == 0
+    finally:
+        terminal.close()
+
+
+@pytest.mark.needs("terminal")
+def test_ctrl_c_stops_a_text_and_then_the_command(run: Path) -> None:
+    terminal = Terminal("sample.py", run, "--max_new_tokens", 10**9)
+    try:
+        terminal.read_until(lambda text: text.endswith("> "))
+        terminal.type("the \n")
+        terminal.read_until(lambda text: len(text) > 100)
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_until(lambda text: text.endswith("\n> "))
+        time.sleep(0.5)  # a signal between the prompt and the wait for a key would be noticed at the next key
+        terminal.process.send_signal(signal.SIGINT)
+        assert "interrupted" in terminal.read_until(lambda text: "interrupted" in text)
+        assert terminal.process.wait(30) == 130
+    finally:
+        terminal.close()
+
+
+def test_without_a_terminal_and_a_prompt_it_begins_a_line(run: Path) -> None:
+    result = subprocess.run(
+        command("sample.py", run, "--max_new_tokens", 20),
+        input="not a prompt\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0 and "> " not in result.stdout and "not a prompt" not in result.stdout
+    tokens = tokens_of(load_checkpoint(run, "best").model, load_checkpoint(run).tokenizer.encode("\n"), 20, 0.8, 1337)
+    assert result.stdout == load_checkpoint(run).tokenizer.decode(tokens) + "\n"
+
+
+@pytest.mark.parametrize("changes", [{}, {"ffn": "gated_splines", "architecture": "nanogpt"}, {"ffn": "mlp"}], ids=str)
+@torch.no_grad()
+def test_the_batch_is_no_matter_to_logits_beyond_the_last_digits_of_float64(changes: dict[str, object]) -> None:
+    model = move(untrained(**changes), "cpu")
+    tokens = torch.randint(23, (17, BLOCK))
+    alone = torch.cat([model(row[None])[0] for row in tokens])
+    assert alone.dtype is torch.float64
+    torch.testing.assert_close(model(tokens)[0], alone, rtol=0, atol=1e-12)

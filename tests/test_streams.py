@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import convert
+import export
 import plot
 import report
 import sample
@@ -50,6 +51,7 @@ def commands(run: Path, folder: Path) -> dict[str, Call]:
         "simplify": (simplify.main, [run, "--output", folder / "落"]),
         "simplify --fit": (simplify.main, [run, "--fit", 2]),
         "convert": (convert.main, [run]),
+        "export": (export.main, [run, "--output", folder / "出"]),
         "prepare --help": (prepare, ["--help"]),
         "prepare": (prepare, [text, "--name", "多少"]),
         "bench --help": (bench_options.main, ["--help"]),
@@ -101,7 +103,7 @@ def test_every_command_writes_escapes_for_what_an_encoding_lacks(
     written = [each.buffer.getvalue() for each in streams]
     said = dict(zip(calls, zip(written[::2], written[1::2], strict=True), strict=True))
     assert said["sample"][0] == call(*sample_call(calls)).out.encode(encoding, "backslashreplace")
-    for name in ("train", "train, resumed", "plot", "report", "simplify"):
+    for name in ("train", "train, resumed", "plot", "report", "simplify", "export"):
         assert re.search(rb"\\u[0-9a-f]{4}", said[name][0]), (name, said[name])
     assert rb"\u591a\u5c11" in said["prepare"][1]
 

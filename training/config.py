@@ -57,9 +57,10 @@ class DataOptions:
     resume: bool = False
     """Go on from the newest undamaged checkpoint in out_dir, with the configuration that is saved there."""
     init_from: PathText = ""
-    """A trained model to start from: an MLP run or checkpoint of train.py, a folder saved by transformers, or the name
-    of a GPT-2 on its hub (gpt2). Its architecture replaces the configured one. Its linear layers are swapped for
-    splines (kan_swap), unless --ffn mlp is given."""
+    """A trained model to start from: an MLP run or checkpoint of train.py, a folder that export.py wrote or that
+    transformers saved, or the name of a GPT-2 on its hub (gpt2). Its architecture replaces the configured one, splines
+    included. The linear layers of a model without splines are swapped for splines (kan_swap), unless --ffn mlp is
+    given."""
     seed: int = 1337
     """Seed of the initial weights, the batches and dropout."""
     batch_size: int = 12

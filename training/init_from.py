@@ -1,4 +1,4 @@
-"""Starting from a trained model: a GPT-2 read by the transformers package, or an MLP run of train.py."""
+"""Starting from a trained model: a GPT-2 that the transformers package reads, an MLP run, or an exported model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from model import GPT, SPLINES, GPTConfig
 from training.checkpoint import load_checkpoint
 from training.checkpoint_files import checkpoint_folder
 from training.config import Config
+from training.exported_model import build_options, is_exported, read_exported
 
 USUAL_SWAP = "blocks.*.ffn.c_fc"  # the first matrix of each MLP
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # names without an owner
@@ -41,8 +42,18 @@ class Source:
     tokenizer: Tokenizer | None
     """The tokenizer it was trained with; None if that is not recorded."""
 
+    @property
+    def has_splines(self) -> bool:
+        return self.architecture["ffn"] in SPLINES or bool(self.architecture.get("kan_swap"))
+
     def configure(self, config: Config) -> Config:
-        """Replace the configured architecture by the source's, and choose the linear layers to swap for splines."""
+        """Replace the configured architecture by the source's, and choose the linear layers to swap for splines.
+
+        A source that has splines keeps them, and their grids.
+        """
+        if self.has_splines:
+            fitted = 0.0 if config.kan_fit_grid == -1 else config.kan_fit_grid
+            return dataclasses.replace(config, **self.architecture, kan_fit_grid=fitted)
         ffn = self.architecture["ffn"]
         if config.ffn not in (*SPLINES, ffn, "mlp"):
             raise UserError(
@@ -57,23 +68,29 @@ class Source:
 
         UserError if the data's `tokenizer` is not the source's.
         """
-        same = self.tokenizer is None or self.tokenizer.to_metadata() == tokenizer.to_metadata()
-        if not same or tokenizer.vocab_size != self.architecture["vocab_size"]:
+        if self.tokenizer is None:
+            same = tokenizer.vocab_size == self.architecture["vocab_size"]
+        else:  # its model may have more rows than there are tokens
+            same = tokenizer.to_metadata() == self.tokenizer.to_metadata()
+        if not same:
             raise UserError(
                 f"the dataset's {tokenizer.vocab_size} tokens ({tokenizer.name}) are not the "
                 f"{self.architecture['vocab_size']} that {self.name} was trained on; choose another --dataset"
             )
-        model = GPT(dataclasses.replace(config, kan_swap=""))
+        model = GPT(config if self.has_splines else dataclasses.replace(config, kan_swap=""))
         model.load_state_dict(self.state)
         model.config = config
-        if config.kan_swap:
+        if config.kan_swap and not self.has_splines:
             model.swap_linears()
         return model
 
 
 def read_source(name: str) -> Source:
-    """Read the model that `--init-from` names: a run, a checkpoint, or a folder or name for transformers. UserError."""
+    """Read the model that `--init-from` names: a run, a checkpoint file, an exported model, or a folder or name for
+    transformers. UserError."""
     path = Path(name)
+    if is_exported(path):
+        return _from_exported(path)
     if path.suffix == ".pt" or checkpoint_folder(path).is_dir():
         return _from_run(path)
     _refuse_impossible_names(name)
@@ -96,14 +113,22 @@ def _refuse_impossible_names(name: str) -> None:
 
 def _from_run(path: Path) -> Source:
     checkpoint = load_checkpoint(path, "best")
-    config, state = checkpoint.model.config, checkpoint.model.state_dict()
+    state = checkpoint.model.state_dict()
     if checkpoint.model.spline_layers():
         raise UserError(
-            f"{path} has splines already; go on with it by --out_dir {path} --resume True, or start from an MLP's run"
+            f"{path} has splines already; go on with it by --out_dir {path} --resume True, start from an MLP's run, or "
+            f"export it first (python export.py {path}) and start from that"
         )
-    architecture = architecture_of(config)
-    architecture["ffn_hidden"] = checkpoint.model.get_submodule("blocks.0.ffn.c_proj").in_features
-    return Source(str(path), architecture, state, checkpoint.tokenizer)
+    return Source(str(path), architecture_of(build_options(checkpoint.model)), state, checkpoint.tokenizer)
+
+
+def _from_exported(path: Path) -> Source:
+    model, tokenizer = read_exported(path)
+    architecture = architecture_of(model.config)
+    if model.spline_layers():
+        names = ("num_control_points", "spline_width", "kan_variant", "kan_zero_centred", "kan_swap")
+        architecture |= {name: getattr(model.config, name) for name in names}
+    return Source(str(path), architecture, model.state_dict(), tokenizer)
 
 
 def architecture_of(config: GPTConfig) -> dict[str, Any]:

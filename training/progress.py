@@ -73,6 +73,11 @@ class Stopwatch:
         self.restart()
 
     @property
+    def usual_step_s(self) -> float:
+        """Seconds of a step: the average of the last lap, or of the first one so far; NaN before that."""
+        return self.step_s if self.step_s == self.step_s or not self._steps else self._last_step / self._steps
+
+    @property
     def tokens_per_second(self) -> float:
         return self.tokens_per_step / self.step_s
 
