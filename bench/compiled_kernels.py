@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
 
+import common.threads  # noqa: F401  before torch
+
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
 

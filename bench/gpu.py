@@ -25,6 +25,8 @@ sys.path.insert(0, str(ROOT))  # so that this runs as a plain script
 if missing := [name for name in ("torch", "numpy", "matplotlib", "tyro") if find_spec(name) is None]:
     sys.exit(f"error: {', '.join(missing)} must be installed first; pip install {' '.join(missing)}")
 
+import common.threads  # noqa: E402, F401  before torch
+
 from bench.shared.gpu_plan import RECORD_FILE, STEPS, Step, limits, named  # noqa: E402
 from common.command_line import OptionParser, PathText  # noqa: E402
 from common.errors import UserError, exit_on_user_error  # noqa: E402

@@ -311,4 +311,4 @@ def test_a_model_without_splines_runs_too(browser: Browser, tmp_path: Path) -> N
 
 def test_a_run_in_progress_has_its_model_later(run: tuple[Path, GPT], tmp_path: Path) -> None:
     page = report.write_report([run[0]], tmp_path / "live.html", live=True).read_text()
-    assert "comes with the page that is written when training ends" in page and 'id="weights"' not in page
+    assert report.LATER in page and 'id="weights"' not in page

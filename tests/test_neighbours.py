@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.cores import Usage
 from training.neighbours import Neighbours
-from training.progress import Stopwatch, progress_line
+from training.progress import Progress, Stopwatch, progress_line
 
 
 class Machine:
@@ -162,6 +162,6 @@ def test_the_rate_of_a_progress_line_is_that_of_the_steps_since_the_last_line() 
     for step_s in (0.04, 2.0, 0.04):
         machine.steps(50, step_s)
         machine.pause(7.0)
-        lines.append(progress_line(1, 10, 1.0, None, False, 1e-3, machine.stopwatch))
+        lines.append(progress_line(Progress(step=1, train_loss=1.0), 10, False, 1e-3, machine.stopwatch))
     shown = [re.search(r"\| (\S+) tok/s \| (\S+) ms", line) for line in lines]
     assert [match and match.groups() for match in shown] == [("25.0k", "40.0"), ("500", "2000"), ("25.0k", "40.0")]

@@ -48,6 +48,7 @@ class Finder:
             os._exit(0)
 sys.meta_path.insert(0, Finder())
 import PROGRAM
+print(json.dumps(dict(os.environ)))  # a program that loads torch later
 """
 
 
