@@ -210,7 +210,8 @@ def take_portrait(browser: Browser, page: Path, picture: Path, section: str, hei
         browser.run("$('text').value = arguments[0]; takeText(); $('read-text').focus()", text)
         browser.press(*["left"] * 24)
         browser.wait(
-            "const done = arguments[0], look = () => routes.list.length ? done() : setTimeout(look, 5); look()"
+            "const done = arguments[0], look = () => (routes.list.length && !live.jobs.length) "
+            "? done() : setTimeout(look, 100); setTimeout(look, 1500)"
         )
         browser.run("document.activeElement.blur(); scrollTo(0, $('model').offsetTop - 8)")
     picture.parent.mkdir(parents=True, exist_ok=True)

@@ -173,7 +173,11 @@ def _with_groups(options: type) -> Any:
     if not groups:
         return options
     flat: Any = tyro.conf.OmitArgPrefixes
-    fields = [(heading_of(group).replace(" ", "_"), flat[group], group()) for group in groups]
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}  # may replace those of a group
+    fields = []
+    for group in groups:
+        values = {name: defaults[name] for name in names_in(group)}
+        fields.append((heading_of(group).replace(" ", "_"), flat[group], group(**values)))
     return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 

@@ -18,13 +18,17 @@ import train
 from corpus.dataset import Dataset, ensure_prepared
 from corpus.tokenizer import CharTokenizer
 from corpus.writer import DatasetWriter
+from training.config import Config, plain_defaults
 from training.device import choose_device
 from training.distributed import ALONE, World
 from training.run import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12
+# The options of a plain model and AdamW, where a run's defaults differ from them.
+PLAIN = {name: value for name, value in plain_defaults().items() if value != getattr(Config(), name)}
 TINY = {
+    **PLAIN,
     "n_layer": 1,
     "n_head": 2,
     "n_embd": 16,
