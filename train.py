@@ -160,9 +160,20 @@ class Trainer:
         except (LostProcess, DataChanged) as error:
             kept, again = self.writer.kept(), self.writer.resume_command()
             raise type(error)(f"{error}; {kept}: go on with {again}") from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(self._out_of_memory()) from error
         finally:
             self.writer.close()
             self.tracker.finish()
+
+    def _out_of_memory(self) -> str:
+        config = self.config
+        smaller, passes = max(1, config.batch_size // 2), 2 * config.gradient_accumulation_steps
+        same = f"--batch_size {smaller} --gradient_accumulation_steps {passes} makes the same step in smaller passes"
+        advice = same if config.batch_size % 2 == 0 else "choose a smaller --batch_size, --block_size or model"
+        return (
+            f"{self.device.device} ran out of memory in step {self.progress.step + 1}; {self.writer.kept()}; {advice}"
+        )
 
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.config.max_iters

@@ -163,7 +163,8 @@ def detecting_lost_processes() -> Iterator[None]:
         if not is_connection_error(error):
             raise
         found = re.search(r"connection (reset|closed|refused)[^.:\n]*|timed out[^.:\n]*", str(error), re.IGNORECASE)
-        reason = found[0].lower() if found else type(error).__name__
+        # NCCL's other errors, as two processes on one GPU, are told in their own words.
+        reason = found[0].lower() if found else (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LostProcess(f"another process of this run has ended or cannot be reached ({reason})") from error
 
 

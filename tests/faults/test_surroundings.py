@@ -214,3 +214,19 @@ def test_a_tracker_that_hangs_delays_nothing(
     assert result.code == 0 and f"done: {STEPS} steps" in result.out and time.monotonic() - start < 30
     assert "wandb:" in result.out and len(read_metrics(tmp_path)) == STEPS
     assert left == [0], "a hanging thread must not keep the process from ending"
+
+
+@pytest.mark.parametrize(("batch", "advice"), [(4, "--batch_size 2 --gradient_accumulation_steps 2"), (3, "smaller")])
+def test_a_device_without_enough_memory_ends_the_run_with_advice(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, batch: int, advice: str
+) -> None:
+    take = train.Trainer.step
+
+    def step(trainer: train.Trainer) -> None:
+        if trainer.progress.step == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        take(trainer)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    result = call(train.main, *options(dataset, tmp_path / "run", batch_size=batch))
+    assert_one_sentence(result, "ran out of memory in step 6", "the checkpoint of step 4 is good", advice)
