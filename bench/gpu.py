@@ -22,10 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that this runs as a plain script
 
+import common.threads  # noqa: E402, F401  before torch
+
 if missing := [name for name in ("torch", "numpy", "matplotlib", "tyro") if find_spec(name) is None]:
     sys.exit(f"error: {', '.join(missing)} must be installed first; pip install {' '.join(missing)}")
-
-import common.threads  # noqa: E402, F401  before torch
 
 from bench.shared.gpu_plan import RECORD_FILE, STEPS, Step, limits, named  # noqa: E402
 from common.command_line import OptionParser, PathText  # noqa: E402

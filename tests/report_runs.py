@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from model import GPT
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from splines.statistics import layer_statistics
+from tests.runs import PLAIN
 from training.checkpoint_files import save_checkpoint
 from training.config import Config, save
 
@@ -31,7 +33,8 @@ def make_run(
     folder: Path, layers_by_step: dict[int, list[KANLayer]], sample: str = "a sample", **changes: object
 ) -> Path:
     """Make a run that was evaluated, and whose splines were recorded, at these steps."""
-    config = dataclasses.replace(Config(), out_dir=str(folder), max_iters=max(layers_by_step), **changes)  # type: ignore[arg-type]
+    options: dict[str, Any] = {**PLAIN, **changes, "out_dir": str(folder), "max_iters": max(layers_by_step)}
+    config = Config(**options)
     (folder / "samples").mkdir(parents=True)
     save(config, folder / "config.toml")
     facts = {
@@ -66,7 +69,8 @@ def make_run(
 def make_model_run(folder: Path, seed: int = 0, records: bool = True, **changes: object) -> GPT:
     """A run whose newest checkpoint is a model of these options with random weights; the model, in float64."""
     step = 10
-    config = dataclasses.replace(Config(), out_dir=str(folder), **changes)  # type: ignore[arg-type]
+    options: dict[str, Any] = {**PLAIN, **changes, "out_dir": str(folder)}
+    config = Config(**options)
     tokenizer = CharTokenizer(LETTERS)
     model = GPT(config.model_config(tokenizer.vocab_size)).eval()
     randomize(model, seed)

@@ -20,8 +20,9 @@ from splines.parametrisation import VARIANTS
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from tests.report_runs import LETTERS, make_model_run
-from tests.runs import call
+from tests.runs import PLAIN, call
 from training.checkpoint import load_checkpoint
+from training.config import Config
 from webpage.weights import PackedModel, pack_model
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -31,7 +32,8 @@ SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 
 NANOGPT = {"position": "learned", "norm": "layernorm", "qk_norm": False, "bias": True}
 EXTRAS = {"attention_gate": True, "token_shift": True, "ffn_norm": True}
 MODELS: dict[str, dict[str, Any]] = {
-    "the default": {},
+    "plain": {},
+    "the default": {name: getattr(Config(), name) for name in PLAIN if name not in SMALL},
     "nanoGPT's": {**NANOGPT, "ffn": "mlp", "tie_embeddings": False},
     "nanoGPT's with splines": {**NANOGPT, **EXTRAS},
     "gated": {"ffn": "gated_splines"},

@@ -175,6 +175,8 @@ def test_second_derivatives_that_are_missing_name_impls_that_have_them(impl: str
 OPERATORS = {
     "native": lambda x, w: torch.ops.splinegpt.native(x, w, 4.0, torch.float32),
     "native_backward": lambda x, w: torch.ops.splinegpt.native_backward(x.new_ones(3, 2), x, w, 4.0)[0],
+    "chunked": lambda x, w: torch.ops.splinegpt.chunked(x, w, 4.0, torch.float32),
+    "chunked_backward": lambda x, w: torch.ops.splinegpt.chunked_backward(x.new_ones(3, 2), x, w, 4.0, [True, True])[0],
     "slopes": lambda x, w: torch.ops.splinegpt.slopes(x, x.new_ones(3, 16, dtype=torch.bfloat16), 5, 4.0),
     "basis": lambda x, w: torch.ops.splinegpt.basis(x, 5, 4.0, True),
     "csr_matmul": lambda x, w: torch.ops.splinegpt.csr_matmul(

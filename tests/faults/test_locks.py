@@ -30,6 +30,7 @@ from tests.runs import (
     train_losses,
     train_until,
 )
+from training.config import Config
 from training.run import open_run
 
 if not hasattr(os, "fork"):
@@ -144,8 +145,9 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path, monkey
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(other(start)) for _ in range(5)]
         names = {process.said() for process in processes}
-    assert names == {"runs/words-splines", *(f"runs/words-splines-{number}" for number in range(2, 6))}
-    assert str(start()) == "runs/words-splines", "killed before they wrote anything: their folders are free"
+    first = f"runs/words-{Config().ffn}"
+    assert names == {first, *(f"{first}-{number}" for number in range(2, 6))}
+    assert str(start()) == first, "killed before they wrote anything: their folders are free"
 
 
 def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path: Path) -> None:
