@@ -1,6 +1,7 @@
-"""Paths as users write them, and files that are written atomically."""
+"""Paths as users write them, files that are written atomically, and hashes of files."""
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -34,3 +35,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import file_hash
 from common.tensor_file import MalformedFile, read_tensors, write_tensors
 from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
 from model import GPT, GPTConfig
@@ -57,7 +57,7 @@ def write_exported(checkpoint: LoadedCheckpoint, folder: Path, version: str) -> 
         "format": FORMAT,
         "version": version,
         "step": checkpoint.step,
-        "sha256": _sha256(folder / TENSOR_FILE),
+        "sha256": file_hash(folder / TENSOR_FILE),
         "model": dataclasses.asdict(build_options(checkpoint.model)),
         "tokenizer": checkpoint.tokenizer.to_metadata(),
     }
@@ -71,7 +71,7 @@ def read_exported(folder: Path) -> tuple[GPT, Tokenizer]:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise MalformedFile(f"{DESCRIPTION_FILE} does not describe a model in the format {FORMAT}")
-        if description["sha256"] != _sha256(folder / TENSOR_FILE):
+        if description["sha256"] != file_hash(folder / TENSOR_FILE):
             raise MalformedFile(f"{TENSOR_FILE} is not the file that {DESCRIPTION_FILE} was written with")
         state = read_tensors(folder / TENSOR_FILE)
         model = GPT(GPTConfig(**description["model"]))
@@ -96,11 +96,3 @@ def _is_tied(state: dict[str, Tensor]) -> bool:
     """Whether the head has the token embedding's weights, which are then written once."""
     head, embedding = (state.get(name) for name in TIED)
     return head is not None and embedding is not None and head.data_ptr() == embedding.data_ptr()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from common.errors import UserError
+from common.files import file_hash
 from training.distributed import World
 from training.sealed_file import FORMAT, NotSealed, replace, sync_folder
 from training.sharded_tensors import local
@@ -160,14 +161,6 @@ def remove_sharded(path: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
         os.replace(path, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

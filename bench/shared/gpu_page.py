@@ -74,24 +74,20 @@ def section(record: dict[str, Any] | None) -> str:
         f"{gpu.get('name')}, driver {gpu.get('driver')}, CUDA {gpu.get('cuda')}, torch {versions.get('torch')}, triton "
         f"{versions.get('triton')}; by `python bench/gpu.py`.",
         "",
-        "| step | status | seconds | |",
-        "|---|---|---|---|",
+        *heading("step | status | seconds |"),
     ]
     for step in STEPS:
         outcome = record["steps"].get(step.name, {"status": "not run", "seconds": 0, "result": {}})
         words = outcome.get("why") or outcome["result"].get("summary", "")
         lines.append(f"| {step.name} | {outcome['status']} | {outcome['seconds']:.0f} | {cell(words)} |")
-    for part in (layer_rows, queued_rows, run_rows, kernel_rows, profile_rows):
-        rows = list(part(record))
-        lines += ["", *rows] if rows else []
+    for columns, rows_of in TABLES.items():
+        rows = list(rows_of(record))
+        lines += ["", *heading(columns), *rows] if rows else []
     return "\n".join(lines) + "\n"
 
 
 def layer_rows(record: dict[str, Any]) -> Iterator[str]:
     tables = result_of(record, "layer").get("tables", {})
-    if tables:
-        yield "| layer, G | contestant | forward, ms | forward and backward, ms | MLP / it | memory, MiB |"
-        yield "|---|---|---|---|---|---|"
     for grid, each in tables.items():
         for row in each["results"]:
             memory = f"{row['memory'] / 2**20:,.0f}" if row["memory"] is not None else ""
@@ -102,9 +98,6 @@ def layer_rows(record: dict[str, Any]) -> Iterator[str]:
 
 def run_rows(record: dict[str, Any]) -> Iterator[str]:
     runs = [row for name in ("shakespeare", "gpt2", "best") for row in result_of(record, name).get("runs", [])]
-    if runs:
-        yield "| run | | data | steps | tokens/s | step, ms | training loss | best validation loss |"
-        yield "|---|---|---|---|---|---|---|---|"
     for row in runs:
         if "failed" in row:
             yield f"| {row['config']} | {row['run']} | {row['dataset']} | failed: {cell(row['failed'])} | | | | |"
@@ -116,30 +109,32 @@ def run_rows(record: dict[str, Any]) -> Iterator[str]:
 
 
 def kernel_rows(record: dict[str, Any]) -> Iterator[str]:
-    found = result_of(record, "times")
-    if found.get("kernels"):
-        yield "| G | impl | pass | ms | useful TFLOP/s |"
-        yield "|---|---|---|---|---|"
-    for row in found.get("kernels", []):
+    for row in result_of(record, "times").get("kernels", []):
         yield f"| {row['grid']} | {row['impl']} | {row['pass']} | {row['ms']:.3f} | {row['useful_tflops']:.0f} |"
 
 
 def queued_rows(record: dict[str, Any]) -> Iterator[str]:
-    timed = [row for row in result_of(record, "times").get("layers", []) if "ms" in row]
-    if timed:
-        yield "| G | contestant | forward and backward, queued, ms |"
-        yield "|---|---|---|"
-    for row in timed:
-        yield f"| {row['grid']} | {cell(row['contestant'])} | {row['ms']:.2f} |"
+    for row in result_of(record, "times").get("layers", []):
+        if "ms" in row:
+            yield f"| {row['grid']} | {cell(row['contestant'])} | {row['ms']:.2f} |"
 
 
 def profile_rows(record: dict[str, Any]) -> Iterator[str]:
-    found = result_of(record, "profile")
-    if found.get("kernels"):
-        yield "| kernel in three steps of gpt2_124m | launches | ms |"
-        yield "|---|---|---|"
-    for row in found.get("kernels", []):
+    for row in result_of(record, "profile").get("kernels", []):
         yield f"| {cell(row['name'])} | {row['launches']} | {row['ms']:.1f} |"
+
+
+TABLES = {
+    "layer, G | contestant | forward, ms | forward and backward, ms | MLP / it | memory, MiB": layer_rows,
+    "G | contestant | forward and backward, queued, ms": queued_rows,
+    "run | | data | steps | tokens/s | step, ms | training loss | best validation loss": run_rows,
+    "G | impl | pass | ms | useful TFLOP/s": kernel_rows,
+    "kernel in three steps of gpt2_124m | launches | ms": profile_rows,
+}
+
+
+def heading(columns: str) -> tuple[str, str]:
+    return f"| {columns} |", "|---" * (columns.count("|") + 1) + "|"
 
 
 def cell(text: str) -> str:
