@@ -15,6 +15,8 @@ from corpus.writer import DatasetWriter
 
 DOWNLOAD_TIMEOUT_S = 30.0  # for each read from the network, not for the whole download
 
+TOKENIZERS = ("char", "gpt2")  # the names that make_tokenizer takes
+
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 

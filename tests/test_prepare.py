@@ -55,7 +55,7 @@ def run_prepare(name: str, folder: Path, *arguments: str, before: str = "") -> s
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", ["shakespeare_char", "stdlib", "text"])
+@pytest.mark.parametrize("name", ["shakespeare_char", "stdlib", "packages", "text"])
 def test_a_local_file_is_split_as_nanogpt_splits(name: str, text_file: Path, tmp_path: Path) -> None:
     result = run_prepare(name, tmp_path / "out", str(text_file))
     assert result.returncode == 0, result.stderr
@@ -101,7 +101,9 @@ def test_tiny_shakespeare_in_gpt2_tokens_gives_nanogpts_counts(tmp_path: Path) -
 
 
 @needs_gpt2
-@pytest.mark.parametrize(("name", "options"), [("shakespeare", {}), ("text", {"tokenizer": "gpt2"})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("shakespeare", {}), ("text", {"tokenizer": "gpt2"}), ("packages", {"tokenizer": "gpt2"})]
+)
 def test_gpt2_tokens_decode_to_the_text(name: str, options: dict[str, str], text_file: Path, tmp_path: Path) -> None:
     script(name)["prepare"](text_file, tmp_path / "out", **options)
     data = Dataset.open(tmp_path / "out")
@@ -124,6 +126,36 @@ def test_the_standard_library_holds_out_every_tenth_file(tmp_path: Path, monkeyp
     assert decoded(data, "val") == "# 9 \u00e9\n# 19 \u00e9\n"
     assert decoded(data, "train") == "".join(f"# {i} \u00e9\n" for i in range(25) if i % 10 != 9)
     assert "Python 3." in data.meta.source
+
+
+def test_installed_packages_are_read_in_order_without_what_is_not_ascii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("second_package", "first_package"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}-1.5.dist-info").mkdir()
+        (tmp_path / f"{name}-1.5.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.5\n")
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError\n")  # must not be imported
+        (tmp_path / name / "caf\u00e9.py").write_text("# \u00e9\n", encoding="utf-8")
+        for i in range(6):
+            (tmp_path / name / f"module{i}.py").write_text(f"# {i} of {name}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    prepare = script("packages")["prepare"]
+    names = ("first_package", "absent_package", "second_package")
+    monkeypatch.setitem(prepare.__globals__, "PACKAGES", names)
+    prepare(None, tmp_path / "out")
+    data = Dataset.open(tmp_path / "out")
+    assert data.meta.source == "first_package 1.5, second_package 1.5"
+    texts = [
+        text
+        for name in ("first_package", "second_package")
+        for text in ("raise RuntimeError\n", *(f"# {i} of {name}\n" for i in range(6)))
+    ]
+    assert decoded(data, "val") == texts[9]
+    assert decoded(data, "train") == "".join(texts[:9] + texts[10:])
+    monkeypatch.setitem(prepare.__globals__, "PACKAGES", ("absent_package",))
+    with pytest.raises(UserError, match="LOCAL_FILE"):
+        prepare(None, tmp_path / "none")
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
@@ -179,7 +211,7 @@ def test_openwebtext_names_the_line_that_is_no_document(line: str, tmp_path: Pat
 def test_what_is_no_text_is_one_sentence(write: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path)
-    for name in ("text", "shakespeare_char", "stdlib", "shakespeare"):
+    for name in ("text", "shakespeare_char", "stdlib", "packages", "shakespeare"):
         with pytest.raises(UserError, match=sentence):
             script(name)["prepare"](path, tmp_path / "out")
 

@@ -10,8 +10,6 @@ sys.path.insert(0, str(HERE.parents[1]))  # the repository root, so that the imp
 from common.errors import UserError, exit_on_user_error  # noqa: E402
 from corpus import sources  # noqa: E402
 
-TOKENIZERS = ("char", "gpt2")
-
 
 def prepare(local_file: Path | None, folder: Path = HERE, tokenizer: str = "char") -> None:
     """Write the dataset into `folder` from `local_file`, which must be given."""
@@ -34,7 +32,7 @@ def named_folder(name: str) -> Path:
 @exit_on_user_error
 def main() -> None:
     parser = sources.argument_parser("Prepare any UTF-8 text file.", "the text file, UTF-8")
-    parser.add_argument("--tokenizer", choices=TOKENIZERS, default="char", help="default: char")
+    parser.add_argument("--tokenizer", choices=sources.TOKENIZERS, default="char", help="default: char")
     parser.add_argument("--name", default=HERE.name, help="write to data/NAME, for --dataset NAME (default: text)")
     arguments = parser.parse_args()
     prepare(arguments.local_file, named_folder(arguments.name), arguments.tokenizer)
