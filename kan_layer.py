@@ -135,6 +135,15 @@ class KANLayer(nn.Module):
         self.set_control_points(wide.unsqueeze(1) * knots.unsqueeze(1))
 
     @property
+    def matrices(self) -> int | None:
+        """The number of matrices that `weight` is, for optimizers that treat matrices as wholes; None: one a point.
+
+        An input is mixed from two neighbouring control points, so the weights of each B-spline are a matrix (I, O) of
+        their own. The functions of other variants act all at once: the layer is linear in I·G features, one matrix.
+        """
+        return None if self.variant == "B-spline" else 1
+
+    @property
     def grid(self) -> Grid:
         return Grid(self.num_control_points, self.spline_width)
 

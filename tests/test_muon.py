@@ -8,13 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kan_layer import KANLayer
 from model import GPT, GPTConfig
+from splines.parametrisation import VARIANTS
 from tests.runs import make_dataset, options, train_losses, train_until
 from training.config import Config
 from training.optimizer import (
     MOMENTUM,
     MuonAdamW,
     fast_dtype,
+    iterate,
+    iterate_through_gram,
     make_optimizer,
     matrices,
     orthogonalize,
@@ -42,10 +46,36 @@ def test_all_singular_values_become_about_one_and_directions_stay(
     assert (inside - torch.diag_embed(diagonal)).abs().max() < 1e-3 + 10 * rounding
 
 
-def test_each_piece_and_each_control_point_is_a_matrix_of_its_own() -> None:
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 24), times=st.integers(2, 9), log_condition=st.floats(0, 3))
+def test_long_matrices_go_the_short_way_to_the_same_result(rows: int, times: int, log_condition: float) -> None:
+    torch.manual_seed(rows)
+    u, _, v = torch.linalg.svd(torch.randn(1, rows, rows * times, dtype=torch.float64), full_matrices=False)
+    x = u * torch.logspace(0, -log_condition, rows, dtype=torch.float64) @ v
+    x /= x.norm()
+    assert (iterate_through_gram(x) - iterate(x)).abs().max() < 1e-9
+    assert (iterate_through_gram(x.float()) - iterate(x)).abs().max() < 1e-3
+
+
+def test_what_is_a_matrix_of_its_own() -> None:
     spline, linear = torch.randn(6, 5, 4), torch.randn(12, 4)
-    assert all(torch.equal(matrices(spline, 1)[g], spline[:, g]) for g in range(5))
+    assert all(torch.equal(matrices(spline, None)[g], spline[:, g]) for g in range(5))
+    assert torch.equal(matrices(spline, 1)[0], spline.reshape(30, 4))
     assert all(torch.equal(part, linear[4 * k : 4 * k + 4].t()) for k, part in enumerate(matrices(linear, 3)))
+
+
+@pytest.mark.parametrize(("variant", "zero_centred"), [*((name, False) for name in VARIANTS), ("B-spline", True)])
+def test_a_step_of_a_spline_layer_has_singular_values_of_one(variant: str, zero_centred: bool) -> None:
+    """B-splines: in each control point's matrix. Others: in the matrix that maps all I·G features to the outputs."""
+    layer = KANLayer(12, 8, num_control_points=5, variant=variant, zero_centred=zero_centred)
+    before = layer.weight.detach().clone()
+    group = {"params": [layer.weight], "muon_pieces": [layer.matrices], "weight_decay": 0.0, "lr": 1.0}
+    layer.weight.grad = torch.randn_like(layer.weight)
+    MuonAdamW([group], lr=1.0).step()
+    step = (before - layer.weight.detach()).double()  # (I, G, O)
+    parts = step.transpose(0, 1) if variant == "B-spline" else step.reshape(1, -1, 8)
+    singular = torch.linalg.svdvals(parts)
+    assert ((singular > 0.6) & (singular < 1.3)).all()
 
 
 def test_a_step_is_that_of_the_definition() -> None:

@@ -1,9 +1,9 @@
 """The optimizer: AdamW, or Muon for the matrices of the blocks. Only matrices and splines get weight decay.
 
 Muon is momentum with an orthogonalized update (Jordan et al. 2024). A few directions dominate the gradient of a hidden
-layer's matrix. Once all its singular values are about one, the rare directions are learnt as fast. A spline layer
-is a stack of matrices, one for each control point, and a fused query-key-value matrix is three: each is orthogonalized
-on its own.
+layer's matrix. Once all its singular values are about one, the rare directions are learnt as fast. A fused
+query-key-value matrix is three matrices, and each is orthogonalized on its own; a spline layer is one or a stack
+(`KANLayer.matrices`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ITERATIONS = 5
 # Coefficients a, b, c of the quintic a·s + b·s³ + c·s⁵ that moves a singular value s towards one. It is steep at 0 and
 # ends within 0.3 of 1 after five iterations, which trains as well as exact ones (Jordan's figures).
 QUINTIC = (3.4445, -4.7750, 2.0315)
+LONG = 2  # a matrix this many times as long as it is wide is iterated through its Gram matrix on CPUs
 _STEP = inspect.unwrap(torch.optim.AdamW.step)
 
 
@@ -94,8 +95,7 @@ class AdamW(torch.optim.AdamW):
 class MuonAdamW(AdamW):
     """Muon for parameter groups that have `muon_pieces`, AdamW for the others.
 
-    `muon_pieces` gives, for each two-dimensional parameter of the group, the number of matrices into which its rows are
-    divided. A three-dimensional one is a stack (rows, stack, columns), like the weight of a spline layer.
+    `muon_pieces` gives, for each parameter of the group, the number of matrices that it consists of (see `matrices`).
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
@@ -145,11 +145,15 @@ class MuonAdamW(AdamW):
             parameter.mul_(decay).add_(like(parameter, whole))
 
 
-def matrices(tensor: Tensor, pieces: int) -> Tensor:
-    """View a linear weight (outputs, inputs), or a stack (inputs, stack, outputs), as (stack, inputs, outputs)."""
-    if tensor.dim() == 3:
-        return tensor.transpose(0, 1)
-    return tensor.unflatten(0, (pieces, -1)).transpose(1, 2)
+def matrices(tensor: Tensor, pieces: int | None) -> Tensor:
+    """View a linear weight (outputs, inputs), or one of splines (inputs, points, outputs), as its matrices.
+
+    They are (pieces, rows, outputs). A linear weight has `inputs` rows, and its outputs are divided among the pieces.
+    One of splines is a single matrix of inputs·points rows, or one for each point if `pieces` is None.
+    """
+    if tensor.dim() == 2:
+        return tensor.unflatten(0, (pieces or 1, -1)).transpose(1, 2)
+    return tensor.transpose(0, 1) if pieces is None else tensor.flatten(0, 1).unsqueeze(0)
 
 
 def orthogonalize(stack: Tensor) -> Tensor:
@@ -157,15 +161,40 @@ def orthogonalize(stack: Tensor) -> Tensor:
 
     Newton-Schulz iterations need only matrix products, whose precision matters little here.
     """
-    a, b, c = QUINTIC
     tall = stack.shape[1] > stack.shape[2]
     x = stack.transpose(1, 2) if tall else stack
-    x = x.to(fast_dtype(x.device))
+    long = x.shape[2] >= LONG * x.shape[1] and x.device.type == "cpu"
+    x = x.to(torch.float32 if long else fast_dtype(x.device))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    x = iterate_through_gram(x) if long else iterate(x)
+    return x.transpose(1, 2) if tall else x
+
+
+def iterate(x: Tensor) -> Tensor:
+    """Apply the quintic ITERATIONS times to the singular values of x (stack, short, long)."""
+    a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         gram = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a·x + (b·g + c·g²) x
-    return x.transpose(1, 2) if tall else x
+    return x
+
+
+def iterate_through_gram(x: Tensor) -> Tensor:
+    """The same, by products of (short, short) matrices except for the first and the last.
+
+    Each iteration multiplies x by z = a + b·g + c·g², a polynomial of its Gram matrix g = x xᵀ, which becomes z g z.
+    Squaring halves the digits of small singular values, which float32 has and bfloat16 has not.
+    """
+    a, b, c = QUINTIC
+    gram = x @ x.transpose(1, 2)
+    product: Tensor | None = None
+    for _ in range(ITERATIONS):
+        z = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        z.diagonal(dim1=1, dim2=2).add_(a)
+        product = z if product is None else z @ product
+        gram = z @ gram @ z
+    assert product is not None
+    return product @ x
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
