@@ -102,14 +102,14 @@ def spline_sum_backward(
     launch = _launch(x, control_points, rises, spline_width)
     grad, padded_x = padded(grad), padded(x)
     grad_x, grad_weight = x.new_empty(0), control_points.new_empty(0)
+    if wanted[1]:  # first, as its parts are gone before the gradient of x takes memory
+        grad_weight = launch.grad_weight(grad, padded_x)[: x.shape[1]]
+        grad_weight = without_padding(grad_weight, control_points.shape[2]).to(control_points.dtype)
     if wanted[0]:
         grad_x = torch.empty_like(padded_x)
         if x.shape[0]:
             launch.grad_x(grad, padded_x, rises, grad_x)
         grad_x = without_padding(grad_x, x.shape[1])
-    if wanted[1]:
-        grad_weight = launch.grad_weight(grad, padded_x)[: x.shape[1]]
-        grad_weight = without_padding(grad_weight, control_points.shape[2]).to(control_points.dtype)
     return grad_x, grad_weight
 
 
@@ -196,6 +196,13 @@ def _launch(x: Tensor, control_points: Tensor, rises: Tensor, spline_width: floa
     return Launch.of(x.shape[0], shape, spline_width, rises.dtype, precision, x.device)
 
 
+def card(device: torch.device) -> tuple[tuple[int, int], int]:
+    """Compute capability and number of processors; small ones for the interpreter."""
+    if device.type != "cuda":
+        return triton_tiles.OLDEST, 8
+    return torch.cuda.get_device_capability(device), torch.cuda.get_device_properties(device).multi_processor_count
+
+
 class Launch:
     """The kernels, with what their launches for problems of one size have in common. `shape` is (I', G, O')."""
 
@@ -217,9 +224,7 @@ class Launch:
         self.inputs, self.points, self.outputs = shape
         self.width, self.inverse_spacing = spline_width, (self.points - 1) / spline_width
         self.precision, self.device = precision, device
-        on_gpu = device.type == "cuda"
-        capability = torch.cuda.get_device_capability(device) if on_gpu else triton_tiles.OLDEST
-        self.processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 8
+        capability, self.processors = card(device)
         self.tiles = triton_tiles.tiles(capability, dtype, precision, tokens, shape)
         self.hats = triton_tiles.launches_of_hats(self.tiles, self.points, self.inputs)
         self.split_tokens, self.splits = self._split()

@@ -1,9 +1,10 @@
 """Into what tiles the Triton kernels cut a problem: a small, fixed table by GPU generation, nothing tuned at start.
 
 Chosen from compiled code (tests/test_triton_compiled.py repeats it for each entry, docs/gpu.md says what it is worth):
-tensor-core instructions, no spilled registers, shared memory that the generation has. On Hopper the kernels that build
-an operand from x leave room for two programs on a processor, of which one builds while the other multiplies; the
-gradient of x, which builds nothing, takes the largest tile, as it waits for memory.
+tensor-core instructions, no spilled registers, shared memory that the generation has. On Hopper the gradient of W
+leaves room for two programs on a processor, of which one builds its operand while the other multiplies. The gradient of
+x, which builds nothing, takes the largest tile, as it waits for memory; so does the forward, as it waits for shared
+memory, of which larger products need less.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ HALF = {
         Tile(128, 16, 64, group=4, span=8), Tile(128, 128, 32), Tile(32, 16, 128, group=8), Tile(64, 128, 64)
     ),
     "hopper": Tiles(
-        Tile(128, 16, 128, 4, 2, group=4, span=8, residents=2),
+        Tile(128, 16, 256, stages=2, group=8, span=8),
         Tile(128, 256, 32, stages=4),
         Tile(64, 16, 128, 4, group=8, residents=2),
         Tile(64, 128, 256),
@@ -116,7 +117,7 @@ def tiles(
     )
     if points - 1 > BYTE_CELLS or tokens <= FEW_TOKENS:  # as numbers of cells, and fewer warps, take more registers
         grad_x = replace(grad_x, inputs=min(grad_x.inputs, 128))
-    return Tiles(with_ramps(forward, points - 1), grad_x, *weights)
+    return Tiles(with_ramps(forward, points - 1, inputs), grad_x, *weights)
 
 
 def fit(tile: Tile, tokens: int, inputs: int, outputs: int) -> Tile:
@@ -131,12 +132,19 @@ def fit(tile: Tile, tokens: int, inputs: int, outputs: int) -> Tile:
     )
 
 
-def with_ramps(tile: Tile, cells: int) -> Tile:
-    """No more ramps to an operand than there are, and of the spans of one or two operands the one that wastes less."""
-    group = min(tile.group, power_of_two(cells, 1))
-    wider = min(tile.span, power_of_two(cells, 1))
-    span = min((wider, max(group, wider // 2)), key=lambda span: (-(-cells // span) * span, -span))
-    return replace(tile, group=group, span=span)
+def with_ramps(tile: Tile, cells: int, inputs: int) -> Tile:
+    """No more ramps to an operand than there are, and of two spans the one that wastes less: whole, or half of it.
+
+    A tile whose span is one operand takes more inputs in place of ramps, so that as much is multiplied between waits.
+    """
+    group, span = (min(size, power_of_two(cells, 1)) for size in (tile.group, tile.span))
+    one_operand = tile.span == tile.group
+    least = 1 if one_operand else group
+    span = min((span, max(least, span // 2)), key=lambda span: (-(-cells // span) * span, -span))
+    if not one_operand:
+        return replace(tile, group=group, span=span)
+    wider = min(tile.inputs * tile.span // span, power_of_two(inputs), ROW)  # of which all rows are a multiple
+    return replace(tile, inputs=wider, group=span, span=span)
 
 
 def launches_of_hats(tiles: Tiles, points: int, inputs: int) -> list[Hats]:

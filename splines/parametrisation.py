@@ -195,7 +195,7 @@ class Parametrisation(Tables):
             return weight
         if self.variant in MIRRORED and self.num_control_points >= MIN_KNOTS_FOR_HALVES:
             return mirrored_product(self.matrix, weight)
-        return torch.matmul(self.matrix, weight)
+        return product(self.matrix, weight)
 
     @torch.no_grad()
     def coefficients(self, control_points: Tensor) -> Tensor:
@@ -215,6 +215,19 @@ class Parametrisation(Tables):
         return f"{self.variant}, {self.num_control_points}"
 
 
+def product(matrix: Tensor, weight: Tensor) -> Tensor:
+    """matrix (H, G) times weight (I, G, O), never in TF32, nor are its derivatives.
+
+    The layer computes with differences of control points, of which the ten bits of TF32 leave little. On CUDA, products
+    of float32 are in TF32 if a global setting says so when they run, which for a gradient is long after this. Those of
+    float64 never are, whatever transforms or compiles them. That costs little beside the layer, unless the grid is
+    large and the card slow at float64.
+    """
+    if weight.is_cuda and weight.dtype is torch.float32:
+        return torch.matmul(matrix.double(), weight.double()).to(weight.dtype)
+    return torch.matmul(matrix, weight)
+
+
 def mirrored_product(matrix: Tensor, weight: Tensor) -> Tensor:
     """matrix (G, G) times weight (I, G, O) with half the multiplications, for columns that are even and odd in turn.
 
@@ -223,8 +236,8 @@ def mirrored_product(matrix: Tensor, weight: Tensor) -> Tensor:
     """
     half = len(matrix) // 2
     middle = len(matrix) - half  # one more than `half` if there is a knot in the middle
-    symmetric = torch.matmul(matrix[:middle, ::2], weight[:, ::2])  # (I, middle, O)
-    rest = torch.matmul(matrix[:half, 1::2], weight[:, 1::2])  # (I, half, O)
+    symmetric = product(matrix[:middle, ::2], weight[:, ::2])  # (I, middle, O)
+    rest = product(matrix[:half, 1::2], weight[:, 1::2])  # (I, half, O)
     left, between = symmetric[:, :half], symmetric[:, half:]
     return torch.cat((left + rest, between, (left - rest).flip(1)), dim=1)
 

@@ -95,6 +95,8 @@ def test_every_contestant_of_every_case_is_timed(bench: Bench) -> None:
         for result in contestants.values():
             for measurement in (result["forward"], result["training"]):
                 assert measurement["rounds"] == 1
+                queued = {measurement.pop(name) for name in ("queued_ms", "queued_mlp_over_it")}
+                assert queued == {None}, "only a GPU has a queue"
                 assert all(value > 0 and math.isfinite(value) for value in measurement.values())
 
 

@@ -140,8 +140,58 @@ def test_the_table_has_a_column_for_memory_where_it_is_measured() -> None:
         device: Result(Case(4, 8, 5, "float32"), "dense", 320, measurement, measurement, memory, None).row(3)
         for device, memory in (("cpu", None), ("cuda", 3 * 2**20))
     }
-    assert "memory" not in header("cpu") and rows["cuda"] == rows["cpu"] + "         3 MiB"
+    assert "memory" not in header("cpu")
+    assert rows["cuda"] == rows["cpu"] + "         3 MiB" + "-".rjust(15) + "-".rjust(10)
     assert [len(line) for line in header("cuda").splitlines()] == [len(rows["cuda"])] * 2
+
+
+class QueueOfAGpu:
+    """Imitates CUDA: launches take the host's time, kernels run one after the other, a synchronization waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.idle_from = 0.0  # seconds
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: SimpleNamespace(**self.event()))
+
+    def synchronize(self) -> None:
+        self.now = max(self.now, self.idle_from)
+
+    def event(self) -> dict[str, Any]:
+        stamp: list[float] = []
+        return {
+            "record": lambda: stamp.append(max(self.now, self.idle_from)),
+            "elapsed_time": lambda end: 1000 * (end.stamp[0] - stamp[0]),
+            "stamp": stamp,
+        }
+
+    def run(self, host: float, kernel: float) -> None:
+        self.now += host
+        self.idle_from = max(self.now, self.idle_from) + kernel
+
+
+def test_queued_runs_take_the_longer_of_the_hosts_and_the_gpus_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = QueueOfAGpu(monkeypatch)
+    ms = {"quick": (0.25, 4.0), "late": (4.0, 0.25), "slow": (1.0, 2500.0)}  # the host's, and the GPU's
+    runs = {
+        name: lambda host=host, gpu_ms=gpu_ms: gpu.run(host / 1e3, gpu_ms / 1e3) for name, (host, gpu_ms) in ms.items()
+    }
+    times = timing.take_turns(runs, 3, "cuda")
+    for name, (host, gpu_ms) in ms.items():
+        assert times[name].ms == pytest.approx(host + gpu_ms), name
+    assert times["quick"].queued_ms == pytest.approx(4.0) and times["late"].queued_ms == pytest.approx(4.0)
+    assert times["slow"].queued_ms is None, "ten more of these would take too long"
+    assert timing.QUEUED >= 10
+
+
+def test_both_times_are_recorded_and_in_the_table() -> None:
+    peaks, case = machine.Peaks({"float32": 1.0}, 1.0), Case(4, 8, 5, "float32")
+    mlp, it = timing.Median(8.0, 3, 6.0), timing.Median(10.0, 3, 4.0)
+    found = Measurement.of(it, mlp, case.spline_work(True), "float32", peaks)
+    assert (found.ms, found.mlp_over_it, found.queued_ms, found.queued_mlp_over_it) == (10.0, 0.8, 4.0, 1.5)
+    result = Result(case, "dense", 320, found, found, 2**20, None)
+    assert result.row(3).split()[-4:] == ["MiB", "4.00", "ms", "1.50"]
+    assert result.record()["training"]["queued_ms"] == 4.0
 
 
 def test_what_is_to_be_known_of_a_way_is_in_its_row_and_record() -> None:

@@ -19,8 +19,8 @@ from tests.runs import assert_one_sentence, call
 
 
 def layer_table(grid: int, times: dict[str, float]) -> dict[str, Any]:
-    """As bench/layer.py records it, with these milliseconds for forward and backward."""
-    of = {name: Measurement(ms, 9, times["mlp"] / ms, 1.0, 1.0, 0.5, 0.5, 0.1) for name, ms in times.items()}
+    """As bench/layer.py records it, with these milliseconds for forward and backward, queued; 3 ms each alone."""
+    of = {name: Measurement(3.0, 9, 1.0, 1.0, 1.0, 0.5, 0.5, 0.1, ms, times["mlp"] / ms) for name, ms in times.items()}
     case = Case(65_536, 768, grid, "bfloat16")
     results = [Result(case, name, 1, measured, measured, 2**30, None).record() for name, measured in of.items()]
     card = {"name": "A card", "compute_capability": "9.0", "triton": "3.7.1"}
@@ -60,7 +60,7 @@ def test_every_step_and_figure_is_on_the_page() -> None:
     for step in STEPS:
         assert any(line.startswith(f"| {step.name} | ") for line in lines)
     assert "| tests | failed | 1 | a \\| b |" in lines and "| peaks | not run | 0 |  |" in lines
-    assert "| 8 | chunked compiled | 2.75 | 2.75 | 1.09 | 1,024 |" in lines
+    assert "| 8 | chunked compiled | 3.00 | 3.00 | 1.00 | 2.75 | 1.09 | 1,024 |" in lines
     assert "| gpt2_124m | mlp | stdlib | 20 | 100,000 | 5.0 | 5.000 |  |" in lines
     assert any("failed: out of memory" in line for line in lines)
 

@@ -7,11 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.conditioning import conditions
 from kan_layer import INITS, KANLayer
 from model import GPT, GPTConfig
-from splines.parametrisation import MIN_KNOTS_FOR_HALVES, MIRRORED, VARIANTS, basis, inverse_basis, mirrored_product
+from splines.parametrisation import (
+    MIN_KNOTS_FOR_HALVES,
+    MIRRORED,
+    VARIANTS,
+    Parametrisation,
+    basis,
+    inverse_basis,
+    mirrored_product,
+)
 from tests import spline_reference
 from tests.test_backends import every_impl, relative_error
 
@@ -171,6 +180,44 @@ def test_products_by_halves_are_the_whole_product(variant: str, grid: int) -> No
     torch.testing.assert_close(*(torch.autograd.grad(y, weight, dy)[0] for y in (halves, whole)))
     layer = KANLayer(2, 3, num_control_points=grid, variant=variant, dtype=torch.float64)
     torch.testing.assert_close(layer.parametrisation.control_points(weight), whole)
+
+
+class Products(TorchDispatchMode):
+    """Notes the types that matrix products multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm):
+            self.dtypes += [arg.dtype for arg in args if isinstance(arg, torch.Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+class OnCuda(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "B-spline"])
+@pytest.mark.parametrize("grid", [5, MIN_KNOTS_FOR_HALVES])
+def test_on_cuda_no_product_for_control_points_may_be_in_tf32(variant: str, grid: int) -> None:
+    """Nor in its first and second derivative, which are products, too."""
+    parametrisation = Parametrisation(variant, grid, False, torch.empty(1))
+    plain = torch.randn(2, grid, 3, requires_grad=True)
+    weight = plain.as_subclass(OnCuda)  # type: ignore[type-var]
+    with Products() as seen:
+        points = parametrisation.control_points(weight)
+        dy = torch.randn(points.shape, requires_grad=True)
+        (gradient,) = torch.autograd.grad(points, plain, dy, create_graph=True)
+        (second,) = torch.autograd.grad(gradient, dy, plain.detach())
+    assert len(seen.dtypes) >= 6 and set(seen.dtypes) == {torch.float64}
+    matrix = torch.tensor(basis(variant, grid))
+    for found, truth in ((points, matrix @ plain.double()), (gradient, matrix.T @ dy.double()), (second, points)):
+        assert found.dtype is torch.float32
+        torch.testing.assert_close(found.as_subclass(torch.Tensor).double(), truth.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_zero_centred_splines_are_stored_as_they_are() -> None:

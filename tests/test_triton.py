@@ -236,6 +236,7 @@ def test_tiles_suit_the_kernels(
     chosen = triton_tiles.tiles(major, dtype, precision, tokens, (inputs, points, outputs))
     assert chosen.forward.span % chosen.forward.group == 0
     assert chosen.forward.span < 2 * max(4, points - 1)
+    assert triton_tiles.ROW % chosen.forward.inputs == 0  # it reads whole tiles
     launches = triton_tiles.launches_of_hats(chosen, points, inputs)
     ends = [hats.first + hats.groups * hats.tile.group for hats in launches]
     assert [hats.first for hats in launches] == [0, *ends[:-1]]  # each hat in one of them

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +149,8 @@ def shard(model: GPT, device: Device, world: World) -> None:
     """Shard every parameter over all processes, block by block, in place (FSDP2).
 
     Parameters, moments and sums of gradients stay float32. With dtype bfloat16, the parameters that processes send each
-    other before a block's passes are bfloat16.
+    other before a block's passes are bfloat16, except those of spline layers. These compute with differences of control
+    points, which would be lost if the control points were rounded first.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -155,6 +158,11 @@ def shard(model: GPT, device: Device, world: World) -> None:
     narrow = device.dtype if device.dtype is torch.bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.device.type, (world.size,))
+    if narrow is not None:
+        # Of results that are changed in place, which no block does.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+        for layer in model.spline_layers():
+            fully_shard(layer, mesh=mesh, mp_policy=replace(policy, param_dtype=None))
     for block in model.blocks:
         if device.compile:
             block.compile()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import backends
 from backends import triton, triton_tiles
+from bench.shared import timing
 from bench.shared.case import Case
 from bench.shared.contestants import line_up
 from bench.shared.gpu_setting import Setting
@@ -72,19 +73,13 @@ def copy_gbps(size: int, device: str, launches: int) -> float:
 
 
 def queued_ms(run: Callable[[], object], device: str, launches: int = 20) -> float:
-    """Milliseconds of one run, of many in the GPU's queue: the host's part counts only if it is longer."""
+    """Milliseconds of one run, warmed up, of many in the GPU's queue; in a rehearsal the least of two."""
     run()
     if device == "cpu":
         return 1000 * min(seconds(run, device) for _ in range(min(launches, 2)))
-    for _ in range(3):
+    for _ in range(2):
         run()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(launches):
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / launches
+    return timing.queued_ms(run, launches)
 
 
 # ---- right -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bench.shared.case import DTYPES, Case
 from common.errors import UserError
 
 SLOW_SECONDS, SLOW_ROUNDS = 2.0, 3  # a contestant slower than this runs in this many rounds only
+QUEUED = 10  # runs in a row that the GPU's clock times
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Median:
     ms: float
     rounds: int
     """The number of rounds."""
+    queued_ms: float | None = None
+    """By the GPU's clock, of one of QUEUED runs in its queue; None on a CPU and of slow contestants."""
 
 
 class Passes:
@@ -79,7 +83,7 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 def take_turns(
     runs: Mapping[str, Callable[[], object]], rounds: int, device: str, failed: dict[str, str] | None = None
 ) -> dict[str, Median]:
-    """Median time of each run over up to `rounds` rounds, each in another order.
+    """Median time of each run over up to `rounds` rounds, each in another order; on CUDA also of runs in its queue.
 
     A first round warms up and finds the runs that are too slow for all rounds. In its turn each runs twice, and only
     the second time counts, because the first still suffers from the state in which the contestant before left the
@@ -87,9 +91,9 @@ def take_turns(
     its exception is raised.
     """
 
-    def attempt(name: str) -> float:
+    def attempt(name: str, measure: Callable[[Callable[[], object]], float]) -> float:
         try:
-            return seconds(runs[name], device)
+            return measure(runs[name])
         except Exception as error:  # a peer may fail in any way
             if failed is None:
                 raise
@@ -97,18 +101,26 @@ def take_turns(
         release_memory(name, device)
         return float("nan")
 
-    warm_up = {name: attempt(name) for name in runs}
+    alone = partial(seconds, device=device)
+    warm_up = {name: attempt(name, alone) for name in runs}
     wanted = {name: min(rounds, SLOW_ROUNDS) if warm_up[name] > SLOW_SECONDS else rounds for name in runs}
     times: dict[str, list[float]] = {name: [] for name in runs}
+    queued: dict[str, list[float]] = {name: [] for name in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
     for turn in range(rounds):
         shuffle(order)
         for name in order:
             if turn < wanted[name] and not (failed and name in failed):
-                attempt(name)
-                times[name].append(attempt(name))
+                attempt(name, alone)
+                times[name].append(attempt(name, alone))
+                if device == "cuda" and not warm_up[name] > SLOW_SECONDS:
+                    queued[name].append(attempt(name, queued_ms))
     return {
-        name: Median(1000 * statistics.median(samples), len(samples))
+        name: Median(
+            1000 * statistics.median(samples),
+            len(samples),
+            statistics.median(queued[name]) if queued[name] else None,
+        )
         for name, samples in times.items()
         if not (failed and name in failed)
     }
@@ -142,6 +154,22 @@ def seconds(run: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def queued_ms(run: Callable[[], object], launches: int = QUEUED) -> float:
+    """Milliseconds of one run by the GPU's clock, of many in its queue, as in training.
+
+    A run by itself begins when the GPU has nothing to do, and Python's part before its first kernel counts. Here that
+    part counts only if it is longer than the GPU's.
+    """
+    run()  # keeps the GPU busy until the first that counts is in the queue
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(launches):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / launches
 
 
 def compile_without_limit() -> None:
