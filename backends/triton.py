@@ -74,8 +74,7 @@ def tables(control_points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return rises, control_points[:, 0].sum(0, dtype=torch.float32)
 
 
-@torch.library.custom_op("splinegpt::triton", mutates_args=())
-def spline_sum_op(x: Tensor, control_points: Tensor, rises: Tensor, first: Tensor, spline_width: float) -> Tensor:
+def compute(x: Tensor, control_points: Tensor, rises: Tensor, first: Tensor, spline_width: float) -> Tensor:
     """`spline_sum` with the `tables` of the control points, in the type of `rises`: float32, bfloat16 or float16 as are
     those of x and the control points, in any mixture. Raises ValueError for what does not fit.
     """
@@ -87,13 +86,15 @@ def spline_sum_op(x: Tensor, control_points: Tensor, rises: Tensor, first: Tenso
     return without_padding(y, control_points.shape[2])
 
 
+spline_sum_op = torch.library.custom_op("splinegpt::triton", compute, mutates_args=())
+
+
 @spline_sum_op.register_fake
 def _(x: Tensor, control_points: Tensor, rises: Tensor, first: Tensor, spline_width: float) -> Tensor:
     return x.new_empty(x.shape[0], control_points.shape[2], dtype=rises.dtype)
 
 
-@torch.library.custom_op("splinegpt::triton_backward", mutates_args=())
-def spline_sum_backward(
+def compute_gradients(
     grad: Tensor, x: Tensor, control_points: Tensor, rises: Tensor, spline_width: float, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the control points, in their types; sums are float32. One not wanted comes back empty."""
@@ -111,6 +112,9 @@ def spline_sum_backward(
             launch.grad_x(grad, padded_x, rises, grad_x)
         grad_x = without_padding(grad_x, x.shape[1])
     return grad_x, grad_weight
+
+
+spline_sum_backward = torch.library.custom_op("splinegpt::triton_backward", compute_gradients, mutates_args=())
 
 
 @spline_sum_backward.register_fake

@@ -27,8 +27,11 @@ import common.threads  # noqa: F401  before torch
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:
+    sys.exit("error: this PyTorch has no torch.utils._python_dispatch, by which memory is counted; use 2.11 to 2.13")
 
 import backends
 from backends import chunked, triton
@@ -74,8 +77,8 @@ class Memory(TorchDispatchMode):
         self._held: dict[StorageWeakRef, int] = {}
         ops = torch.ops.splinegpt
         self._within: dict[Any, Callable[..., Any]] = {
-            ops.triton.default: triton.spline_sum_op._init_fn,
-            ops.triton_backward.default: triton.spline_sum_backward._init_fn,
+            ops.triton.default: triton.compute,
+            ops.triton_backward.default: triton.compute_gradients,
             ops.chunked.default: chunked.compute,
             ops.chunked_backward.default: chunked.compute_gradients,
         }
@@ -86,7 +89,7 @@ class Memory(TorchDispatchMode):
                 return self._within[func](*args, **(kwargs or {}))
         made = func(*args, **(kwargs or {}))
         self._held = {storage: size for storage, size in self._held.items() if not storage.expired()}
-        for tensor in tree_leaves(made):
+        for tensor in made if isinstance(made, tuple) else (made,):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 if (reference := StorageWeakRef(storage)) not in self._not_counted:

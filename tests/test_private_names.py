@@ -29,6 +29,7 @@ USED = {
     "torch.cpu._is_amx_tile_supported",
     "torch.cpu._is_avx2_supported",
     "torch.cpu._is_avx512_supported",
+    "torch.utils._python_dispatch",  # bench/beside_kernels.py counts memory by it
 }
 
 # A process that removes them. PyTorch itself needs the last one, so it is restored after the program is imported.
@@ -136,6 +137,13 @@ def test_without_its_2_4_product_the_zeros_are_written_out(monkeypatch: pytest.M
     monkeypatch.delattr(torch, "_sparse_semi_structured_mm", raising=False)
     _, why = backends.choose("semi_structured", Problem(16, 5, 16, torch.device("cuda")))
     assert "with its zeros written out, as this PyTorch has no 2:4 product" in why
+
+
+def test_memory_is_not_counted_without_the_way_to_count_it() -> None:
+    code = 'import sys, torch; sys.modules["torch.utils._python_dispatch"] = None; import bench.beside_kernels'
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this PyTorch has no ") and done.stderr.count("\n") == 1
 
 
 def test_a_layer_follows_its_weight_to_another_device_by_any_way() -> None:

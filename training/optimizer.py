@@ -136,8 +136,12 @@ class MuonAdamW(AdamW):
             weights, updates = matrices(target, pieces), matrices(update, pieces)
             by_shape[tuple(weights.shape[1:])].append((weights, updates))
         for (rows, columns), stacks in by_shape.items():
-            updates = orthogonalize(torch.cat([update for _, update in stacks]))  # (stack, rows, columns)
             rate = group["lr"] * max(1.0, columns / rows) ** 0.5  # columns are outputs here: Jordan's rows
+            if is_long(rows, columns) and stacks[0][0].device.type == "cpu":
+                for weights, update in stacks:
+                    step_through_gram(weights, update, decay, rate)
+                continue
+            updates = orthogonalize(torch.cat([update for _, update in stacks]))  # (stack, rows, columns)
             parts = updates.split([len(weights) for weights, _ in stacks])
             for (weights, _), update in zip(stacks, parts, strict=True):
                 weights.mul_(decay).sub_(rate * update.to(weights.dtype))
@@ -161,32 +165,40 @@ def orthogonalize(stack: Tensor) -> Tensor:
 
     Newton-Schulz iterations need only matrix products, whose precision matters little here.
     """
+    a, b, c = QUINTIC
     tall = stack.shape[1] > stack.shape[2]
     x = stack.transpose(1, 2) if tall else stack
-    long = x.shape[2] >= LONG * x.shape[1] and x.device.type == "cpu"
-    x = x.to(torch.float32 if long else fast_dtype(x.device))
+    x = x.to(fast_dtype(x.device))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    x = iterate_through_gram(x) if long else iterate(x)
-    return x.transpose(1, 2) if tall else x
-
-
-def iterate(x: Tensor) -> Tensor:
-    """Apply the quintic ITERATIONS times to the singular values of x (stack, short, long)."""
-    a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         gram = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a·x + (b·g + c·g²) x
-    return x
+    return x.transpose(1, 2) if tall else x
 
 
-def iterate_through_gram(x: Tensor) -> Tensor:
-    """The same, by products of (short, short) matrices except for the first and the last.
+def is_long(rows: int, columns: int) -> bool:
+    """Whether iterations through the Gram matrix of a matrix take less arithmetic than those of the matrix itself."""
+    return max(rows, columns) >= LONG * min(rows, columns)
 
-    Each iteration multiplies x by z = a + b·g + c·g², a polynomial of its Gram matrix g = x xᵀ, which becomes z g z.
-    Squaring halves the digits of small singular values, which float32 has and bfloat16 has not.
+
+def step_through_gram(weights: Tensor, update: Tensor, decay: float, rate: float) -> None:
+    """weights = decay · weights - rate · orthogonalize(update), all (stack, rows, columns), in few passes over them."""
+    if update.shape[1] > update.shape[2]:
+        weights.baddbmm_(update, orthogonalizer(update.transpose(1, 2)).transpose(1, 2), beta=decay, alpha=-rate)
+    else:
+        weights.baddbmm_(orthogonalizer(update), update, beta=decay, alpha=-rate)
+
+
+def orthogonalizer(x: Tensor) -> Tensor:
+    """The (stack, short, short) matrices whose products with x (stack, short, long) are `orthogonalize(x)`.
+
+    An iteration multiplies x by z = a + b·g + c·g², a polynomial of its Gram matrix g = x xᵀ, which becomes z g z. So
+    the matrices are products of z. Squaring halves the digits of small singular values: float32 can afford that.
     """
     a, b, c = QUINTIC
     gram = x @ x.transpose(1, 2)
+    squared_norm = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min(1e-24)
+    gram /= squared_norm
     product: Tensor | None = None
     for _ in range(ITERATIONS):
         z = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -194,7 +206,7 @@ def iterate_through_gram(x: Tensor) -> Tensor:
         product = z if product is None else z @ product
         gram = z @ gram @ z
     assert product is not None
-    return product @ x
+    return product / squared_norm.sqrt()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
