@@ -132,6 +132,24 @@ def test_of_several_processes_all_compile_or_none(dataset: Path, monkeypatch: py
     assert not device.compile and not torch.are_deterministic_algorithms_enabled()
 
 
+def test_deterministic_training_does_not_fill_new_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would write NaN into every new tensor, a hundred times a step."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    device = choose_device(parse(options(dataset, "", compile=True, device="cpu"))[0])
+    assert torch.are_deterministic_algorithms_enabled() and operators_of_empty() == {"aten::empty"}
+    device.uncompiled("the test is over")
+    assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert "aten::fill_" in operators_of_empty(), "whoever asks PyTorch for them later gets all of its own checks"
+    torch.use_deterministic_algorithms(False)
+
+
+def operators_of_empty() -> set[str]:
+    with torch.profiler.profile() as profile:
+        torch.empty(8)
+    return {event.key for event in profile.key_averages()}
+
+
 @needs_compiler
 def test_ctrl_c_while_the_compiler_runs_ends_the_run_in_order(
     tmp_path: Path, dataset: Path, eager: dict[int, float]
