@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from common.threads import why_fewer
 
@@ -108,7 +109,8 @@ def use_deterministic_algorithms(on: bool) -> None:
     step of 20 (docs/log.md).
     """
     torch.use_deterministic_algorithms(on, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = not on  # its default, for whoever uses PyTorch after us
+    pytorch: Any = torch.utils.deterministic  # whose attribute type checkers do not see
+    pytorch.fill_uninitialized_memory = not on  # its default, for whoever uses PyTorch after us
 
 
 def _find_device(name: str) -> torch.device:
