@@ -152,8 +152,9 @@ def measure(arguments: Arguments, width: int, optimizer: str, mode: str) -> list
         compile_without_limit()
     with racers(arguments, width, optimizer, mode) as contestants:
         turns: dict[str, list[float]] = {block: [] for block in contestants}
-        for turn, (block, racer) in itertools.product(range(arguments.rounds), contestants.items()):
-            turns[block].append(turn_ms(racer, arguments.steps))
+        for _ in range(arguments.rounds):
+            for block, racer in contestants.items():
+                turns[block].append(turn_ms(racer, arguments.steps))
         times = {block: statistics.median(ms) for block, ms in turns.items()}
         parts = {
             block: fitted(profiled_parts(racer.trainer, arguments.steps), times[block])
