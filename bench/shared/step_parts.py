@@ -147,7 +147,7 @@ def mark_of(event: Any) -> str | None:
 
 
 def uncompiled_part(events: Sequence[Any]) -> Callable[[Any], str]:
-    """A node of the backward pass has the sequence number of the operator that made it, which is the last to have it."""
+    """A node of the backward pass has the sequence number of the operator that made it, the last one that has it."""
     made_by = {event.sequence_nr: mark_of(event) for event in events if node_of(event) is None}
 
     def part_of(event: Any) -> str:
