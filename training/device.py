@@ -11,6 +11,7 @@ from common.threads import why_fewer
 import torch
 
 from common.errors import UserError
+from common.memory import keep_freed_memory
 from training.config import Config
 from training.distributed import ALONE, World
 
@@ -94,6 +95,8 @@ def choose_device(config: Config, world: World = ALONE) -> Device:
         device = _own_device(device, world)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # tf32
+    if device.type == "cpu":
+        keep_freed_memory()
     compiled, why = _decide_compile(config, device)
     if compiled and device.type == "cpu":
         # Inductor's scatters add in the order in which threads arrive, but a resumed run must equal the original one.
