@@ -51,7 +51,8 @@ PARTS = (
 )
 MARK = "part: "
 NODE = "autograd::engine::evaluate_function: "
-ROTARY_OPERATORS = ("aten::rms_norm",)  # in attention, outside the modules that it has
+# In attention, outside the modules that it has. Where attention is one operator, it includes these and the rotation.
+ROTARY_OPERATORS = ("aten::rms_norm",)
 
 
 def modules_of_parts(trainer: Trainer) -> Iterator[tuple[nn.Module, str]]:
