@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from backends import fused_attention
+from embeddings import RotaryEmbedding
 
 
 class KVCache:
@@ -66,7 +70,7 @@ class CausalSelfAttention(nn.Module):
         bias: bool,
         dropout: float,
         qk_norm: bool,
-        rope: nn.Module | None = None,
+        rope: RotaryEmbedding | None = None,
         make_gate: Callable[[], nn.Module] | None = None,
     ) -> None:
         """`layer` is the layer's number, which finds its keys and values in a cache.
@@ -84,12 +88,30 @@ class CausalSelfAttention(nn.Module):
         self.gate = make_gate() if make_gate is not None else None
         self.c_proj = nn.Linear(width, width, bias=bias)
         self.resid_dropout = nn.Dropout(dropout)
+        self._has_kernel = fused_attention.why_not() is None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._has_kernel = fused_attention.why_not() is None  # on this machine
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
+        qkv = self.c_attn(x)  # (B, T, 3·C)
+        drops = self.training and self.dropout > 0
+        if self._has_kernel and cache is None and not drops and fused_attention.can_compute(qkv):
+            angles = self.rope.angles(0, x.shape[1]) if self.rope is not None else None
+            y = fused_attention.attend(qkv, angles, self.heads, self.qk_norm)
+        else:
+            y = self._in_steps(qkv, cache)
+        if self.gate is not None:
+            y = y * self.gate(x)
+        return self.resid_dropout(self.c_proj(y))
+
+    def _in_steps(self, qkv: Tensor, cache: KVCache | None) -> Tensor:
+        """qkv (B, T, 3·C) → (B, T, C) in PyTorch's operators."""
+        B, T, width = qkv.shape
         q, k, v = (
-            part.view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, heads, T, head_dim)
-            for part in self.c_attn(x).split(C, dim=2)
+            part.view(B, T, self.heads, -1).transpose(1, 2)  # (B, heads, T, head_dim)
+            for part in qkv.split(width // 3, dim=2)
         )
         past = cache.length if cache is not None else 0
         if self.rope is not None:
@@ -98,12 +120,9 @@ class CausalSelfAttention(nn.Module):
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        mask = causal_mask(T, past, x.device) if past and T > 1 else None
+        mask = causal_mask(T, past, qkv.device) if past and T > 1 else None
         y = self._attend(q, k, v, mask, is_causal=past == 0)
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, heads, T, head_dim) → (B, T, C)
-        if self.gate is not None:
-            y = y * self.gate(x)
-        return self.resid_dropout(self.c_proj(y))
+        return y.transpose(1, 2).reshape(B, T, width // 3)  # (B, heads, T, head_dim) → (B, T, C)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         """Shapes (B, heads, T, head_dim). On CPUs in float32: bfloat16 is four times slower (bench/attention.py)."""

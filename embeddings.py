@@ -62,7 +62,10 @@ class RotaryEmbedding(Tables):
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         """Rotate x (B, heads, T, head_dim), whose first token is at position `start`."""
-        stop = start + x.shape[2]
-        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
+        cos, sin = (angle.to(x.dtype) for angle in self.angles(start, start + x.shape[2]))
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+    def angles(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the angles at these positions, both (stop - start, head_dim / 2)."""
+        return self.cos[start:stop], self.sin[start:stop]

@@ -1,4 +1,5 @@
-// The spline layer on a CPU: forward and backward for float32 and bfloat16, behind a plain C ABI.
+// The spline layer on a CPU, forward and backward for float32 and bfloat16, and attention in float32, behind a plain C
+// ABI.
 //
 //     y[n,o] = sum_i (1-t) W[i,j,o] + t W[i,j+1,o],   cell j and place t found from x[n,i]
 //
@@ -9,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/attention.h"
 #include "cpu/backward.h"
 #include "cpu/basis.h"
 #include "cpu/forward.h"
@@ -34,5 +36,15 @@ void splinegpt_backward(const Shape* shape, const void* x, const void* weight, c
         Backward(*shape, x, weight, grad_y, grad_x, grad_weight).run();
     else
         std::memset(grad_weight, 0, shape->inputs * shape->points * shape->outputs * sizeof(float));
+}
+
+void splinegpt_attention(const AttentionShape* shape, const float* qkv, const float* cosine, const float* sine, float* y,
+                         float* statistics) {
+    Attention(*shape, qkv, cosine, sine).forward(y, statistics);
+}
+
+void splinegpt_attention_backward(const AttentionShape* shape, const float* qkv, const float* cosine, const float* sine,
+                                  const float* grad_y, const float* statistics, float* grad_qkv) {
+    Attention(*shape, qkv, cosine, sine).backward(grad_y, statistics, grad_qkv);
 }
 }

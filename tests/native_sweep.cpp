@@ -93,9 +93,30 @@ void try_shape(int64_t tokens, int64_t inputs, int64_t outputs, int64_t points) 
                  long(inputs), long(outputs), long(points), choice % 16);
 }
 
+void try_attention(int64_t tokens, int64_t heads, int64_t size, int64_t rotary, int64_t norm) {
+    const AttentionShape shape{2, tokens, heads, size, source() % 2 ? 3 : 1, rotary, norm};
+    const int64_t rows = shape.batch * tokens, width = heads * size;
+    Elements qkv(rows * 3 * width, false), grad_qkv(rows * 3 * width, false), y(rows * width, false);
+    Elements grad_y(rows * width, false), statistics(rows * heads * 2, false), angles(tokens * (size / 2), false);
+    for (Elements* each : {&qkv, &grad_y, &angles}) each->fill(normal);
+    std::thread([&] {
+        splinegpt_attention(&shape, qkv.wide(), angles.wide(), angles.wide(), y.wide(), statistics.wide());
+        splinegpt_attention_backward(&shape, qkv.wide(), angles.wide(), angles.wide(), grad_y.wide(), statistics.wide(),
+                                     grad_qkv.wide());
+    }).join();
+    shapes++;
+    if (y.finite() && grad_qkv.finite()) return;
+    failures++;
+    std::fprintf(stderr, "not finite: attention of %ld tokens, %ld heads of %ld\n", long(tokens), long(heads),
+                 long(size));
+}
+
 }  // namespace
 
 int main() {
+    for (int64_t tokens : {1, 2, 31, 32, 33, 70})
+        for (int64_t size : {2, 6, 16, 18, 32, 34, 64})
+            for (int64_t heads : {1, 3}) try_attention(tokens, heads, size, source() % 2, source() % 2);
     for (int64_t points : {2, 3, 5, 8, 17, 64, 130})
         for (int64_t inputs : {1, 2, 15, 16, 17, 33})
             for (int64_t outputs : {1, 3, 16, 17, 63, 64, 65, 128, 130, 200})

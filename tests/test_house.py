@@ -79,7 +79,7 @@ BELOW = {
     "splines": {"common"},
     "pictures": {"splines", "common"},
     "backends": {"common"},
-    "attention": set(),
+    "attention": {"backends", "embeddings"},
     "feed_forward": set(),
     "embeddings": {"common"},
     "kan_layer": {"backends", "splines", "pictures", "common"},

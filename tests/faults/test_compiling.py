@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train
+from backends import native_build
 from bench.shared.train_processes import TrainProcesses
 from tests.runs import Result, call, make_dataset, options, resume_options, run_command, train_losses, train_until
 from training import compiling
@@ -39,8 +40,9 @@ def eager(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 
 
 def fake_compiler(path: Path, body: str) -> str:
-    """A compiler that runs `body` instead of building. It still tells its version, because Inductor asks for it."""
-    path.write_text(f'#!/bin/sh\ncase "$*" in --version|-v) exec {COMPILER} "$@";; esac\n{body}\n')
+    """A compiler that runs `body` instead of building for Inductor, to which it tells its version."""
+    ours = native_build.SOURCE.name
+    path.write_text(f'#!/bin/sh\ncase "$*" in --version|-v|*{ours}*) exec {COMPILER} "$@";; esac\n{body}\n')
     path.chmod(0o755)
     return str(path)
 
@@ -130,6 +132,24 @@ def test_of_several_processes_all_compile_or_none(dataset: Path, monkeypatch: py
     others = "its disk is full"
     device = compiling.check_together(choose_device(config), Meeting(size=2))
     assert not device.compile and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_training_does_not_fill_new_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would write NaN into every new tensor, a hundred times a step."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    device = choose_device(parse(options(dataset, "", compile=True, device="cpu"))[0])
+    assert torch.are_deterministic_algorithms_enabled() and operators_of_empty() == {"aten::empty"}
+    device.uncompiled("the test is over")
+    assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert "aten::fill_" in operators_of_empty(), "whoever asks PyTorch for them later gets all of its own checks"
+    torch.use_deterministic_algorithms(False)
+
+
+def operators_of_empty() -> set[str]:
+    with torch.profiler.profile() as profile:
+        torch.empty(8)
+    return {event.key for event in profile.key_averages()}
 
 
 @needs_compiler
