@@ -18,6 +18,7 @@ import common.threads  # noqa: F401  before torch
 import torch
 
 from bench.shared import nanogpt
+from bench.shared.grid_plot import draw_losses_by_grid
 from bench.shared.machine import machine_name
 from bench.shared.output_files import check_output_files
 from bench.shared.peer_blocks import register
@@ -57,13 +58,15 @@ class Arguments:
     """A JSON file for the results."""
     plot: PathText = ""
     """A picture of the race (.png, .pdf or .svg)."""
+    grid_plot: PathText = ""
+    """A picture of the final losses by the number of control points (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
         if self.equal not in ("steps", "time"):
             raise ValueError(f"equal must be steps or time; got {self.equal!r}")
         if min(self.max_iters, self.num_seeds) < 0 or not 1 <= self.threads <= 1024:
             raise ValueError("max_iters and num_seeds must not be negative, and threads from 1 to 1024")
-        check_output_files(self.output, self.plot)
+        check_output_files(self.output, self.plot, self.grid_plot)
         if self.nanogpt:
             nanogpt.check_checkout(Path(self.nanogpt))
 
@@ -142,10 +145,13 @@ def print_table(summaries: list[Summary], rival: str, equal: str) -> None:
     print(
         f"equal {equal}; final validation loss, mean and standard deviation over seeds; differences with standard error"
     )
-    print(f"  {'contestant':28} {'parameters':>11} {'loss':>16} {f'minus {rival}':>20} {'ms a step':>10} {'speed':>6}")
+    print(
+        f"  {'contestant':28} {'parameters':>11} {'MFLOP/token':>11} {'loss':>16} {f'minus {rival}':>20} "
+        f"{'ms a step':>10} {'speed':>6}"
+    )
     for s in summaries:
         print(
-            f"  {s.contestant:28} {s.parameters:>11,} {s.mean:>8.4f} ±{s.spread:.4f} "
+            f"  {s.contestant:28} {s.parameters:>11,} {s.flops / 1e6:>11.2f} {s.mean:>8.4f} ±{s.spread:.4f} "
             f"{s.minus_rival:>+12.4f} ±{s.minus_rival_error:.4f} {s.step_ms:>10.1f} {s.rival_ms_over_it:>6.2f}"
         )
 
@@ -177,10 +183,12 @@ def keep(
     if arguments.output:
         text = json.dumps(record, indent=1, allow_nan=False)
         write_atomically(Path(arguments.output), lambda path: path.write_text(text + "\n"))
+    where = f"{record['machine']}, {arguments.threads} threads, torch {torch.__version__}"
+    title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
     if arguments.plot:
-        where = f"{record['machine']}, {arguments.threads} threads, torch {torch.__version__}"
-        title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
         save_picture(draw_race(curves, title, where), Path(arguments.plot))
+    if arguments.grid_plot:
+        save_picture(draw_losses_by_grid(curves, title, where), Path(arguments.grid_plot))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from matplotlib import style
 
 from bench.grids import Entry, draw_grids
 from bench.shared.case import Case
+from bench.shared.grid_plot import draw_losses_by_grid
 from bench.shared.layer_plot import draw_times
 from bench.shared.race import Curve
 from bench.shared.race_plot import draw_race
@@ -53,6 +54,7 @@ WILD = {
 SNAPSHOT = look_at(random_layer(12, 11, 5, seed=0))
 VIEWS = view_splines(SNAPSHOT, [(1, 2), (3, 4), (5, 6)])
 CURVES = [Curve(name, 1, 9, [1, 9], [0.1, 0.9], [2.0, last]) for name, last in (("a", 1.0), ("b", 1.5))]
+GRID_CURVES = [Curve(f"G={grid}", 1, 9, losses=[1 / (grid + 1)], control_points=grid) for grid in (0, 3, 9)]
 ENTRIES = [Entry("plain", grid, 1, "", 9, [1, 9], [2.0, 1.0 + grid / 9]) for grid in (5, 8)]
 TIMED = Measurement(1.0, 9, 1.0, 1.0, 1.0, 0.5, 0.5, 0.2)
 TIMES = [
@@ -69,6 +71,7 @@ PICTURES: dict[str, Callable[[Path], object]] = {
     "film": lambda path: write_film(path, [(0, VIEWS[:1]), (5, VIEWS[1:2])], "title"),
     "KANLayer.plot": lambda path: random_layer(3, 3, 4, seed=0).plot(save_path=path),
     "notebook": lambda path: path.write_bytes(random_layer(3, 3, 4, seed=0).plot()._repr_png_()),
+    "losses by grid": lambda path: save_picture(draw_losses_by_grid(GRID_CURVES, "title", "where"), path),
     "race": lambda path: save_picture(draw_race(CURVES, "title", "where"), path),
     "grids": lambda path: save_picture(draw_grids(ENTRIES, "where"), path),
     "layer times": lambda path: save_picture(draw_times(TIMES, "where"), path),

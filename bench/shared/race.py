@@ -128,6 +128,10 @@ class Curve:
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    control_points: int = 0
+    """Of its splines; 0 if it has none."""
+    flops: int = 0
+    """Floating-point operations of a training step, per token."""
 
     @property
     def step_ms(self) -> float:
@@ -142,7 +146,11 @@ class Racer:
         device = choose_device(config)
         self.config = config
         self.trainer = Trainer(Run(folder, config, None), dataset, device)
-        self.curve = Curve(name, config.seed, self.trainer.model.num_parameters())
+        model = self.trainer.model
+        points = config.num_control_points if model.spline_layers() else 0
+        self.curve = Curve(
+            name, config.seed, model.num_parameters(), control_points=points, flops=model.flops_per_token()
+        )
         restore_own_init(self.trainer.model, config.seed)
         self.trained_s = 0.0
         self.warm = False
@@ -197,6 +205,7 @@ class Summary:
 
     contestant: str
     parameters: int
+    flops: int
     mean: float
     spread: float
     """Standard deviation over seeds; 0 with one."""
@@ -215,11 +224,11 @@ def summarize(curves: Sequence[Curve], rival: str) -> list[Summary]:
     summaries = []
     for name, losses in finals.items():
         gaps = [loss - finals[rival][seed] for seed, loss in losses.items()]
-        parameters = next(curve.parameters for curve in curves if curve.contestant == name)
+        parameters, flops = next((curve.parameters, curve.flops) for curve in curves if curve.contestant == name)
         error = deviation(gaps) / len(gaps) ** 0.5
         mean, spread = statistics.mean(losses.values()), deviation(list(losses.values()))
         gap, speed = statistics.mean(gaps), speeds[name]
-        summaries.append(Summary(name, parameters, mean, spread, gap, error, speed, speeds[rival] / speed))
+        summaries.append(Summary(name, parameters, flops, mean, spread, gap, error, speed, speeds[rival] / speed))
     return summaries
 
 
