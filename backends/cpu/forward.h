@@ -78,7 +78,7 @@ struct Forward {
         // ones, tiles that fit the L2 cache, and more features to a tile, as each costs a pass over the sums.
         const bool small = s.points <= 16 * 8 / MAX_VECTORS;
         max_vectors = small ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
-        const int64_t tile_bytes = small ? 32 << 10 : 128 << 10;
+        const int64_t tile_bytes = small ? 32 << 10 : 64 << 10;
         tile_features = CHUNK;
         const int64_t feature_bytes = tile_rows * max_vectors * LANES * 4;
         while (tile_features > 1 && tile_features * feature_bytes > tile_bytes) tile_features /= 2;
