@@ -181,6 +181,15 @@ struct Backward {
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, Visit{0, 0});
     }
 
+    // No token is in the cell: W is not read, and its lower row gets what the cell below has for it.
+    static void pass_empty_cell(int length, bool fresh, bool carries, float* grad_lower, float* carry) {
+        if (fresh)
+            std::memcpy(grad_lower, carry, length * sizeof(float));
+        else if (carries)
+            for (int k = 0; k < length; k++) grad_lower[k] += carry[k];
+        if (carries) std::memset(carry, 0, length * sizeof(float));
+    }
+
     void visit_feature(int64_t i, int64_t own, int64_t token, int64_t tokens, const Strip& strip, Workspace& work) {
         const int64_t points = shape.points;
         const int length = strip.vectors * LANES;
@@ -198,9 +207,16 @@ struct Backward {
         float *sums = work.sums + own * work.sums_stride, carry[MAX_VECTORS * LANES] = {};
         const bool fresh = token == 0 || !in_place;
         const auto visit = cell_visitor(strip.vectors);
+        bool carries = false;  // whether `carry` may hold anything but zeros
         for (int64_t g = 0, start = 0; g < points - 1; start = ends[g++])
-            visit(strip.grad_y, strip.grad_y_stride, visits, int(start), ends[g], w + g * stride, w + (g + 1) * stride,
-                  fresh, grad_w + g * stride, carry, work.products, sums);
+            if (ends[g] > start || tokens >= points) {  // with many tokens, skipping would only end the prefetching
+                visit(strip.grad_y, strip.grad_y_stride, visits, int(start), ends[g], w + g * stride,
+                      w + (g + 1) * stride, fresh, grad_w + g * stride, carry, work.products, sums);
+                carries = true;
+            } else {
+                pass_empty_cell(length, fresh, carries, grad_w + g * stride, carry);
+                carries = false;
+            }
         if (tokens % LANES) add_lane_sums(work.products, sums + tokens / LANES * LANES);
 
         float* last = grad_w + (points - 1) * stride;

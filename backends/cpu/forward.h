@@ -136,7 +136,7 @@ struct Forward {
         int64_t stride = 0;
         for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
             // With few tokens, read W where it lies: packing would read all G control points of each spline.
-            const bool in_place = (tokens < shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
+            const bool in_place = (tokens < 3 * shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
                                   count == vectors * LANES && features * shape.points * shape.outputs < INT32_MAX;
             const int64_t row_length = in_place ? shape.outputs : vectors * LANES;
             if (row_length != stride) {
