@@ -33,6 +33,7 @@ from bench.shared.timing import Passes, take_turns
 from common.command_line import OptionParser, PathText
 from common.errors import exit_on_user_error
 from common.files import write_atomically
+from common.memory import keep_freed_memory
 from pictures.run_pictures import save_picture
 
 USAGE = "python bench/layer.py [--key value …]"
@@ -134,6 +135,7 @@ def main() -> None:
     options = OptionParser(Options, USAGE).parse(sys.argv[1:])
     peers, missing = load_peers(options.peers)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as in training
     torch.manual_seed(0)
     if options.device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as train.py does

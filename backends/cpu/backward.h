@@ -27,6 +27,10 @@ template <int vectors>
 void visit_cell(const float* grad_y, int64_t grad_y_stride, const Visit* visits, int visit, int end, const float* lower,
                 const float* upper, bool fresh, float* grad_lower, float* carry, float* products, float* grad_place) {
     const Vector ones = splat(1);
+    for (int k = 0; k < vectors; k++) {  // the rows of the cell above, which memory delivers late on large grids
+        __builtin_prefetch(upper + (upper - lower) + k * LANES);
+        __builtin_prefetch(grad_lower + (upper - lower) + k * LANES, 1);
+    }
     Vector to_lower[vectors], to_upper[vectors], slope[vectors];
 #pragma GCC unroll 8
     for (int k = 0; k < vectors; k++) {
@@ -73,7 +77,8 @@ struct Backward {
     float* grad_weight;  // (I, G, O)
     Grid grid;
 
-    static constexpr int64_t MAX_TOKENS = 2048;
+    // Tokens in a block. Their part of dy should fit half of an L2 cache, but each block reads dW again.
+    static constexpr int64_t FEW_TOKENS = 1024, MANY_TOKENS = 2048, LARGE_GRID = 17;
 
     // The working memory of one thread for its features and a block of tokens.
     struct Workspace {
@@ -116,9 +121,10 @@ struct Backward {
     }
 
     void run_features(int64_t i, int64_t i_end) {
-        Workspace work(std::min(MAX_TOKENS, shape.tokens), i_end - i, shape.points);
-        for (int64_t token = 0; token < shape.tokens; token += MAX_TOKENS) {
-            const int64_t tokens = std::min(MAX_TOKENS, shape.tokens - token);
+        const int64_t most = std::min(shape.points < LARGE_GRID ? FEW_TOKENS : MANY_TOKENS, shape.tokens);
+        Workspace work(most, i_end - i, shape.points);
+        for (int64_t token = 0; token < shape.tokens; token += most) {
+            const int64_t tokens = std::min(most, shape.tokens - token);
             for_chunks(i, i_end, [&](int64_t c, int count) { sort_visits(token, tokens, c, count, c - i, work); });
             std::memset(work.sums, 0, (i_end - i) * work.sums_stride * sizeof(float));
             for_strips(0, shape.outputs, MAX_VECTORS, [&](int64_t o, int count, int vectors) {
@@ -143,7 +149,8 @@ struct Backward {
 
     Strip strip_of_grad_y(int64_t token, int64_t tokens, int64_t o, int count, int vectors, Workspace& work) const {
         const int length = vectors * LANES;
-        if (count == length && grad_y.packed_enough(count))
+        // Tokens come in the order of their cells: fewer pages of memory are faster even if none evicts another.
+        if (count == length && count == shape.outputs && grad_y.packed_enough(count))
             return {o, count, vectors, grad_y.floats(token, o), shape.outputs};
         for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, work.grad_y + n * length);
         return {o, count, vectors, work.grad_y, length};
@@ -174,6 +181,15 @@ struct Backward {
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, Visit{0, 0});
     }
 
+    // No token is in the cell: W is not read, and its lower row gets what the cell below has for it.
+    static void pass_empty_cell(int length, bool fresh, bool carries, float* grad_lower, float* carry) {
+        if (fresh)
+            std::memcpy(grad_lower, carry, length * sizeof(float));
+        else if (carries)
+            for (int k = 0; k < length; k++) grad_lower[k] += carry[k];
+        if (carries) std::memset(carry, 0, length * sizeof(float));
+    }
+
     void visit_feature(int64_t i, int64_t own, int64_t token, int64_t tokens, const Strip& strip, Workspace& work) {
         const int64_t points = shape.points;
         const int length = strip.vectors * LANES;
@@ -191,9 +207,16 @@ struct Backward {
         float *sums = work.sums + own * work.sums_stride, carry[MAX_VECTORS * LANES] = {};
         const bool fresh = token == 0 || !in_place;
         const auto visit = cell_visitor(strip.vectors);
+        bool carries = false;  // whether `carry` may hold anything but zeros
         for (int64_t g = 0, start = 0; g < points - 1; start = ends[g++])
-            visit(strip.grad_y, strip.grad_y_stride, visits, int(start), ends[g], w + g * stride, w + (g + 1) * stride,
-                  fresh, grad_w + g * stride, carry, work.products, sums);
+            if (ends[g] > start || tokens >= points) {  // with many tokens, skipping would only end the prefetching
+                visit(strip.grad_y, strip.grad_y_stride, visits, int(start), ends[g], w + g * stride,
+                      w + (g + 1) * stride, fresh, grad_w + g * stride, carry, work.products, sums);
+                carries = true;
+            } else {
+                pass_empty_cell(length, fresh, carries, grad_w + g * stride, carry);
+                carries = false;
+            }
         if (tokens % LANES) add_lane_sums(work.products, sums + tokens / LANES * LANES);
 
         float* last = grad_w + (points - 1) * stride;

@@ -78,7 +78,7 @@ struct Forward {
         // ones, tiles that fit the L2 cache, and more features to a tile, as each costs a pass over the sums.
         const bool small = s.points <= 16 * 8 / MAX_VECTORS;
         max_vectors = small ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
-        const int64_t tile_bytes = small ? 32 << 10 : 128 << 10;
+        const int64_t tile_bytes = small ? 32 << 10 : 64 << 10;
         tile_features = CHUNK;
         const int64_t feature_bytes = tile_rows * max_vectors * LANES * 4;
         while (tile_features > 1 && tile_features * feature_bytes > tile_bytes) tile_features /= 2;
@@ -136,7 +136,7 @@ struct Forward {
         int64_t stride = 0;
         for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
             // With few tokens, read W where it lies: packing would read all G control points of each spline.
-            const bool in_place = (tokens < shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
+            const bool in_place = (tokens < 3 * shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
                                   count == vectors * LANES && features * shape.points * shape.outputs < INT32_MAX;
             const int64_t row_length = in_place ? shape.outputs : vectors * LANES;
             if (row_length != stride) {
