@@ -17,7 +17,8 @@ from embeddings import RotaryEmbedding
 class KVCache:
     """Keys and values of the tokens so far: one static buffer for each layer, (B, heads, block_size, head_dim).
 
-    Also keeps the last token (for pair_rows) and its features at every feed-forward layer (for token_shift).
+    Also keeps the last token (for pair_rows) and its features at every feed-forward layer (for token_shift and
+    pair_splines).
     """
 
     def __init__(
@@ -88,11 +89,15 @@ class CausalSelfAttention(nn.Module):
         self.gate = make_gate() if make_gate is not None else None
         self.c_proj = nn.Linear(width, width, bias=bias)
         self.resid_dropout = nn.Dropout(dropout)
-        self._has_kernel = fused_attention.why_not() is None
+        self.use_kernel(True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._has_kernel = fused_attention.why_not() is None  # on this machine
+        self.use_kernel(True)
+
+    def use_kernel(self, wanted: bool) -> None:
+        """Whether to compute by the kernel where this machine has it, or by PyTorch's operators."""
+        self._has_kernel = wanted and fused_attention.why_not() is None
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         qkv = self.c_attn(x)  # (B, T, 3·C)

@@ -1,7 +1,8 @@
-"""Time causal attention on a CPU in float32 and in bfloat16: `python bench/attention.py`.
+"""Time causal attention on a CPU: `python bench/attention.py`.
 
-The result is why attention.py computes in float32 on CPUs. PyTorch's attention is timed alone, forward and
-forward+backward. The two dtypes take turns, and their medians are compared.
+PyTorch's attention alone in float32 and in bfloat16, which is why attention.py computes in float32 on CPUs. Then the
+whole layer with rotary positions and QK-norm, by PyTorch's operators and by one of ours (backends/fused_attention.py).
+Ways take turns, and their medians are compared.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attention import CausalSelfAttention
 from bench.shared.machine import machine_name
 from bench.shared.timing import take_turns
 from common.command_line import OptionParser
 from common.errors import exit_on_user_error
+from embeddings import RotaryEmbedding
 
 USAGE = "python bench/attention.py [--key value …]"
 
@@ -59,16 +62,38 @@ def main() -> None:
     shape = (4, options.batch_size, options.n_head, options.block_size, options.n_embd // options.n_head)
     tensors = torch.randn(shape)
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {options.threads} threads; {shape[1:]}, milliseconds")
-    print(f"{'':>18}{'float32':>10}{'bfloat16':>10}{'ratio':>8}")
-    for name, compute in (("forward", attend), ("forward+backward", gradients)):
-        times = take_turns(ways(compute, tensors), options.repeats, "cpu")
-        usual, half = times["float32"].ms, times["bfloat16"].ms
-        print(f"{name:>18}{usual:>10.2f}{half:>10.2f}{half / usual:>8.2f}")
+    for heading, by_pass in (
+        ("attention alone", {"forward": dtypes(attend, tensors), "forward+backward": dtypes(gradients, tensors)}),
+        ("the layer", {"forward": layers(options, False), "forward+backward": layers(options, True)}),
+    ):
+        first, second = by_pass["forward"]
+        print(f"{heading:>18}{first:>22}{second:>22}{'ratio':>8}")
+        for name, ways in by_pass.items():
+            times = take_turns(ways, options.repeats, "cpu")
+            print(
+                f"{name:>18}{times[first].ms:>22.2f}{times[second].ms:>22.2f}{times[second].ms / times[first].ms:>8.2f}"
+            )
 
 
-def ways(compute: Callable[[Tensor], object], tensors: Tensor) -> dict[str, Callable[[], object]]:
+def dtypes(compute: Callable[[Tensor], object], tensors: Tensor) -> dict[str, Callable[[], object]]:
     narrow = tensors.bfloat16()
     return {"float32": partial(compute, tensors), "bfloat16": partial(compute, narrow)}
+
+
+def layers(options: Options, with_backward: bool) -> dict[str, Callable[[], object]]:
+    """A pass through the layer, its projections included, by either way."""
+    rope = RotaryEmbedding(options.n_embd // options.n_head, options.block_size)
+    layer = CausalSelfAttention(0, options.n_embd, options.n_head, bias=False, dropout=0.0, qk_norm=True, rope=rope)
+    x, grad = torch.randn(2, options.batch_size, options.block_size, options.n_embd)
+    x.requires_grad_()
+    trained = [x, *layer.parameters()]
+
+    def run(by_kernel: bool) -> object:
+        layer.use_kernel(by_kernel)
+        y = layer(x, None)
+        return torch.autograd.grad(y, trained, grad) if with_backward else y
+
+    return {"PyTorch's operators": partial(run, False), "one operator": partial(run, True)}
 
 
 def attend(tensors: Tensor) -> Tensor:
