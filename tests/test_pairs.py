@@ -1,7 +1,7 @@
 """Splines of pairs of features: values and gradients against a float64 definition, for the kernel and without it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,20 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from backends import native_build, standard_pairs
+from backends import standard_pairs
 from backends.pairs import pair_sum
 from tests import pair_reference
 
 PairSum = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 FORMS = [pytest.param(standard_pairs.pair_sum, id="standard"), pytest.param(pair_sum, id="chosen")]
 every_form = pytest.mark.parametrize("form", FORMS)
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(
