@@ -11,9 +11,13 @@ def knot_units(x: Tensor, num_control_points: int, spline_width: float) -> Tenso
     falls on the wrong side of knots that float32 cannot represent (G=8, width 4), where the slope, and so the gradient,
     jumps. This is N·I arithmetic beside N·I·O, so it costs next to nothing.
     """
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
     spacing = spline_width / (num_control_points - 1)
-    return (x.to(wide) + spline_width / 2) / spacing
+    return (widen(x) + spline_width / 2) / spacing
+
+
+def widen(x: Tensor) -> Tensor:
+    """The input in float64, or in the widest dtype that its device has."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def locate(x: Tensor, num_control_points: int, spline_width: float) -> tuple[Tensor, Tensor]:

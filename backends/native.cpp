@@ -1,5 +1,5 @@
-// The spline layer on a CPU, forward and backward for float32 and bfloat16, and attention in float32, behind a plain C
-// ABI.
+// The spline layer on a CPU, forward and backward for float32 and bfloat16, and splines of pairs of features and
+// attention in float32, behind a plain C ABI.
 //
 //     y[n,o] = sum_i (1-t) W[i,j,o] + t W[i,j+1,o],   cell j and place t found from x[n,i]
 //
@@ -14,6 +14,8 @@
 #include "cpu/backward.h"
 #include "cpu/basis.h"
 #include "cpu/forward.h"
+#include "cpu/pairs.h"
+#include "cpu/pairs_backward.h"
 #include "cpu/problem.h"
 
 extern "C" {
@@ -36,6 +38,18 @@ void splinegpt_backward(const Shape* shape, const void* x, const void* weight, c
         Backward(*shape, x, weight, grad_y, grad_x, grad_weight).run();
     else
         std::memset(grad_weight, 0, shape->inputs * shape->points * shape->outputs * sizeof(float));
+}
+
+void splinegpt_pairs_forward(const Shape* shape, const float* x, const float* z, const float* weight, float* y) {
+    if (shape->tokens > 0) PairForward(*shape, x, z, weight, y).run();
+}
+
+void splinegpt_pairs_backward(const Shape* shape, const float* x, const float* z, const float* weight,
+                              const float* grad_y, float* grad_x, float* grad_z, float* grad_weight) {
+    if (shape->tokens > 0)
+        PairBackward(*shape, x, z, weight, grad_y, grad_x, grad_z, grad_weight).run();
+    else
+        std::memset(grad_weight, 0, shape->inputs * shape->points * shape->points * shape->outputs * sizeof(float));
 }
 
 void splinegpt_attention(const AttentionShape* shape, const float* qkv, const float* cosine, const float* sine, float* y,

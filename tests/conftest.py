@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck
 
-from backends import BACKENDS, triton
+from backends import BACKENDS, instruction_set, native_build, triton
 from tests import machine
 
 # Hypothesis would fail an example that takes 200 ms, and any may take that long on a busy machine.
@@ -48,3 +48,15 @@ def _seeded() -> None:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture(params=["the machine's", instruction_set.GENERIC, instruction_set.AVX2])
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel with another vector length; skips if this machine cannot run it."""
+    if request.param not in instruction_set.FLAGS:
+        return
+    if request.param == instruction_set.AVX2:
+        machine.require("avx2")
+    folder = request.getfixturevalue("tmp_path_factory").getbasetemp()
+    library = native_build.load_from(folder, native_build.find_compiler(), request.param)
+    monkeypatch.setattr(native_build, "load", lambda: library)

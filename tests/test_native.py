@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backends import instruction_set, native, native_build
-from tests import machine, spline_reference
+from tests import spline_reference
 from tests.runs import ROOT
 
 pytestmark = [pytest.mark.machine, pytest.mark.needs("kernel")]
@@ -33,18 +33,6 @@ def _threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["the machine's", instruction_set.GENERIC, instruction_set.AVX2])
-def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel with another vector length; skips if this machine cannot run it."""
-    if request.param not in instruction_set.FLAGS:
-        return
-    if request.param == instruction_set.AVX2:
-        machine.require("avx2")
-    folder = request.getfixturevalue("tmp_path_factory").getbasetemp()
-    library = native_build.load_from(folder, native_build.find_compiler(), request.param)
-    monkeypatch.setattr(native_build, "load", lambda: library)
 
 
 def run(x: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import backends
+import backends.pairs
 from kan_layer import KANLayer
 from model import GPT, GPTConfig
 from tests import spline_reference
@@ -179,6 +180,10 @@ OPERATORS = {
     ),
     "native": lambda x, w: torch.ops.splinegpt.native(x, w, 4.0, torch.float32),
     "native_backward": lambda x, w: torch.ops.splinegpt.native_backward(x.new_ones(3, 2), x, w, 4.0)[0],
+    "pairs": lambda x, w: torch.ops.splinegpt.pairs(x, x, w.unsqueeze(1).expand(-1, 5, -1, -1), 4.0),
+    "pairs_backward": lambda x, w: torch.ops.splinegpt.pairs_backward(
+        x.new_ones(3, 2), x, x, w.unsqueeze(1).expand(-1, 5, -1, -1), 4.0
+    )[0],
     "chunked": lambda x, w: torch.ops.splinegpt.chunked(x, w, 4.0, torch.float32),
     "chunked_backward": lambda x, w: torch.ops.splinegpt.chunked_backward(x.new_ones(3, 2), x, w, 4.0, [True, True])[0],
     "slopes": lambda x, w: torch.ops.splinegpt.slopes(x, x.new_ones(3, 16, dtype=torch.bfloat16), 5, 4.0),

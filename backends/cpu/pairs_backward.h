@@ -1,0 +1,245 @@
+// The gradients of splines of pairs of features. For each feature, tokens are sorted by triangle. All tokens of a
+// triangle share three rows of W and of its gradient, so these stay in registers, and only the gradients by the larger
+// and the smaller place are stored per token. One of them is that of x, the other that of z.
+
+#pragma once
+
+#include "backward.h"
+#include "memory.h"
+#include "pairs.h"
+#include "problem.h"
+#include "vectors.h"
+
+namespace {
+
+struct PairVisit {  // a token in a triangle
+    int32_t token, flags;
+    float larger, smaller;
+};
+
+struct Products {  // of LANES visits, whose lanes are then summed together
+    float by_larger[LANES * LANES], by_smaller[LANES * LANES];
+};
+
+struct PairSlopes {  // gradients of the places of each visit
+    float *by_larger, *by_smaller;
+
+    void add(const Products& products, int64_t first_visit) const {
+        add_lane_sums(products.by_larger, by_larger + first_visit);
+        add_lane_sums(products.by_smaller, by_smaller + first_visit);
+    }
+};
+
+// Handles the visits from `visit` to `end` of one feature, all to one triangle, whose corners are three rows of W: the
+// lower, the middle and the upper one. Adds their gradients to the same rows of its gradient. Adds the gradients of both
+// places, dy . (middle - lower) and dy . (upper - middle), to `slopes`, LANES visits at a time; the rest waits in
+// `products` for the next triangle.
+template <int vectors>
+void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit* visits, int visit, int end,
+                    const float* const (&rows)[3], float* const (&grad_rows)[3], Products& products,
+                    const PairSlopes& slopes) {
+    const Vector ones = splat(1);
+    Vector to_lower[vectors], to_middle[vectors], to_upper[vectors], by_larger[vectors], by_smaller[vectors];
+#pragma GCC unroll 8
+    for (int k = 0; k < vectors; k++) {
+        to_lower[k] = to_middle[k] = to_upper[k] = Vector{};
+        const Vector middle = load(rows[1] + k * LANES);
+        by_larger[k] = middle - load(rows[0] + k * LANES);
+        by_smaller[k] = load(rows[2] + k * LANES) - middle;
+        KEEP_IN_REGISTER(by_larger[k]);
+        KEEP_IN_REGISTER(by_smaller[k]);
+    }
+    for (; visit < end; visit++) {
+        const float* dy = grad_y + visits[visit].token * grad_y_stride;
+        const float* later_dy = grad_y + visits[visit + AHEAD].token * grad_y_stride;
+        const Vector larger = splat(visits[visit].larger), smaller = splat(visits[visit].smaller);
+        const Vector least = ones - larger, middle = larger - smaller;
+        Vector larger_product = Vector{}, smaller_product = Vector{};
+#pragma GCC unroll 8
+        for (int k = 0; k < vectors; k++) {
+            Vector grad = load(dy + k * LANES);
+            KEEP_IN_REGISTER(grad);
+            __builtin_prefetch(later_dy + k * LANES);
+            to_lower[k] += least * grad;
+            to_middle[k] += middle * grad;
+            to_upper[k] += smaller * grad;
+            larger_product = k ? larger_product + by_larger[k] * grad : by_larger[k] * grad;
+            smaller_product = k ? smaller_product + by_smaller[k] * grad : by_smaller[k] * grad;
+        }
+        const int lane = visit % LANES;
+        store(products.by_larger + lane * LANES, larger_product);
+        store(products.by_smaller + lane * LANES, smaller_product);
+        if (lane == LANES - 1) slopes.add(products, visit - lane);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < vectors; k++) {
+        store(grad_rows[0] + k * LANES, load(grad_rows[0] + k * LANES) + to_lower[k]);
+        store(grad_rows[1] + k * LANES, load(grad_rows[1] + k * LANES) + to_middle[k]);
+        store(grad_rows[2] + k * LANES, load(grad_rows[2] + k * LANES) + to_upper[k]);
+    }
+}
+
+inline auto triangle_visitor(int vectors) {
+    return vectors == 4 ? visit_triangle<4> : vectors == 2 ? visit_triangle<2> : visit_triangle<1>;
+}
+
+struct PairBackward {
+    const Shape& shape;
+    Rows x, z, weight, grad_y, grad_x, grad_z;
+    float* grad_weight;  // (I, G, G, O)
+    PairGrid grid;
+    int64_t rows, triangles;  // of one feature; triangles: two for each lower corner, used or not
+
+    static constexpr int64_t MAX_TOKENS = 2048;
+    static constexpr int WIDEST = std::max(1, MAX_VECTORS / 2);  // vectors in a strip: five registers for each
+
+    // The working memory of one thread for its features and a block of tokens.
+    struct Workspace {
+        int64_t visits_stride, sums_stride;
+        Buffer<float> grad_y, sums, weight, grad_weight, grad_in;
+        Buffer<PairVisit> visits;  // (features, tokens), sorted by triangle
+        Buffer<int32_t> ends;      // (features, 1 + triangles): after the 0, the end of each triangle's visits
+        Buffer<PairPlace> places;  // (tokens, CHUNK)
+        Buffer<Products> products;
+
+        Workspace(int64_t tokens, int64_t features, int64_t rows, int64_t triangles)
+            : visits_stride(tokens + AHEAD),
+              sums_stride(ceil_div(tokens, LANES) * LANES),
+              grad_y(tokens * WIDEST * LANES),
+              sums(features * 2 * sums_stride),
+              weight(rows * WIDEST * LANES),
+              grad_weight(rows * WIDEST * LANES),
+              grad_in(2 * CHUNK * tokens),
+              visits(features * visits_stride),
+              ends(features * (1 + triangles)),
+              places(tokens * CHUNK),
+              products(1) {}
+
+        PairSlopes slopes(int64_t feature) const {
+            float* by_larger = sums + feature * 2 * sums_stride;
+            return {by_larger, by_larger + sums_stride};
+        }
+    };
+
+    PairBackward(const Shape& s, const float* x_data, const float* z_data, const float* weight_data,
+                 const float* grad_y_data, float* grad_x_data, float* grad_z_data, float* grad_weight_data)
+        : shape(s),
+          x{(char*)x_data, false, s.inputs},
+          z{(char*)z_data, false, s.inputs},
+          weight{(char*)weight_data, false, s.outputs},
+          grad_y{(char*)grad_y_data, false, s.outputs},
+          grad_x{(char*)grad_x_data, false, s.inputs},
+          grad_z{(char*)grad_z_data, false, s.inputs},
+          grad_weight(grad_weight_data),
+          grid(s),
+          rows(s.points * s.points),
+          triangles(2 * rows) {}
+
+    void run() const {
+        const int64_t threads = std::min<int64_t>(useful_threads(shape), shape.inputs);
+#pragma omp parallel for schedule(static) num_threads(int(threads))
+        for (int64_t k = 0; k < threads; k++)
+            run_features(shape.inputs * k / threads, shape.inputs * (k + 1) / threads);
+    }
+
+    void run_features(int64_t i, int64_t i_end) const {
+        Workspace work(std::min(MAX_TOKENS, shape.tokens), i_end - i, rows, triangles);
+        for (int64_t token = 0; token < shape.tokens; token += MAX_TOKENS) {
+            const int64_t tokens = std::min(MAX_TOKENS, shape.tokens - token);
+            for_chunks(i, i_end, [&](int64_t c, int count) { sort_visits(token, tokens, c, count, c - i, work); });
+            std::memset(work.sums, 0, (i_end - i) * 2 * work.sums_stride * sizeof(float));
+            for_strips(0, shape.outputs, WIDEST, [&](int64_t o, int count, int vectors) {
+                const int length = vectors * LANES;
+                for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, work.grad_y + n * length);
+                for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, token, tokens, o, count, vectors, work);
+            });
+            for_chunks(i, i_end, [&](int64_t c, int count) { write_grad_in(token, tokens, c, count, c - i, work); });
+        }
+    }
+
+    template <typename Body>
+    static void for_chunks(int64_t i, int64_t i_end, Body body) {
+        for (; i < i_end; i += CHUNK) body(i, int(std::min<int64_t>(CHUNK, i_end - i)));
+    }
+
+    static int64_t triangle(const PairPlace& place) { return 2 * place.row + (place.flags & X_IS_LARGER); }
+
+    // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on, the thread's features from `own`
+    // on.
+    void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
+        const int64_t stride = 1 + triangles;
+        int32_t* ends = work.ends + own * stride;
+        PairVisit* visits = work.visits + own * work.visits_stride;
+        std::memset(ends, 0, features * stride * sizeof(int32_t));
+        for (int64_t n = 0; n < tokens; n++) {
+            PairPlace* places = work.places + n * CHUNK;
+            grid.locate(x, z, token + n, i, features, places);
+            for (int f = 0; f < features; f++) ends[f * stride + 1 + triangle(places[f])]++;
+        }
+        for (int f = 0; f < features; f++)
+            for (int64_t k = 1; k <= triangles; k++) ends[f * stride + k] += ends[f * stride + k - 1];
+        // Now ends[k] is where triangle k starts. Each visit moves it on by one, so in the end it is where k ends.
+        for (int64_t n = 0; n < tokens; n++)
+            for (int f = 0; f < features; f++) {
+                const PairPlace& place = work.places[n * CHUNK + f];
+                const int32_t at = ends[f * stride + triangle(place)]++;
+                visits[f * work.visits_stride + at] = {int32_t(n), place.flags, place.larger, place.smaller};
+            }
+        for (int f = 0; f < features; f++)  // prefetching reads past the end
+            std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, PairVisit{});
+    }
+
+    void visit_feature(int64_t i, int64_t own, int64_t token, int64_t tokens, int64_t o, int count, int vectors,
+                       Workspace& work) const {
+        const int length = vectors * LANES;
+        for (int64_t r = 0; r < rows; r++) weight.read(i * rows + r, o, count, length, work.weight + r * length);
+        std::memset(work.grad_weight, 0, rows * length * sizeof(float));
+
+        const int32_t* ends = work.ends + own * (1 + triangles);
+        const PairSlopes slopes = work.slopes(own);
+        const auto visit = triangle_visitor(vectors);
+        for (int64_t k = 0, start = 0; k < triangles; start = ends[k++]) {
+            if (start == ends[k]) continue;
+            const int64_t lower = k / 2 * length, upper = lower + (shape.points + 1) * length;
+            const int64_t middle = lower + (k % 2 ? shape.points : 1) * length;
+            const float* w = work.weight;
+            float* grad_w = work.grad_weight;
+            visit(work.grad_y, length, work.visits + own * work.visits_stride, int(start), ends[k],
+                  {w + lower, w + middle, w + upper}, {grad_w + lower, grad_w + middle, grad_w + upper},
+                  *work.products, slopes);
+        }
+        if (tokens % LANES) slopes.add(*work.products, tokens / LANES * LANES);
+
+        float* to = grad_weight + i * rows * shape.outputs + o;
+        for (const float *from = work.grad_weight, *end = from + rows * length; from < end; from += length) {
+            for (int k = 0; k < count; k++) to[k] = from[k] + (token == 0 ? 0 : to[k]);
+            to += shape.outputs;
+        }
+    }
+
+    void write_grad_in(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
+        const float scale = grid.inverse_spacing();
+        float *by_x = work.grad_in, *by_z = by_x + CHUNK * tokens;  // by feature
+        for (int f = 0; f < features; f++) {
+            const PairVisit* visits = work.visits + (own + f) * work.visits_stride;
+            const PairSlopes slopes = work.slopes(own + f);
+            for (int64_t m = 0; m < tokens; m++) {
+                const float larger = scale * slopes.by_larger[m], smaller = scale * slopes.by_smaller[m];
+                const int32_t flags = visits[m].flags, at = f * int32_t(tokens) + visits[m].token;
+                by_x[at] = !(flags & X_INSIDE) ? 0 : flags & X_IS_LARGER ? larger : smaller;
+                by_z[at] = !(flags & Z_INSIDE) ? 0 : flags & X_IS_LARGER ? smaller : larger;
+            }
+        }
+        for (int64_t n = 0; n < tokens; n++) {
+            float row[2][CHUNK];
+            for (int f = 0; f < features; f++) {
+                row[0][f] = by_x[f * tokens + n];
+                row[1][f] = by_z[f * tokens + n];
+            }
+            grad_x.write(token + n, i, features, row[0]);
+            grad_z.write(token + n, i, features, row[1]);
+        }
+    }
+};
+
+}  // namespace
