@@ -2,7 +2,7 @@
 
 Each maps width → width. A class with `takes_gate_input` has a gate and takes the input of that gate as a second
 argument. With token shift, gated layers show the mix of this and the previous token to their gate only; other layers
-see nothing but the mix.
+see nothing but the mix. A class with `takes_previous` takes the previous token's features as a third.
 """
 
 from __future__ import annotations
@@ -76,6 +76,24 @@ class GatedSplines(nn.Module):
         return self.c_proj(self.norm(self.splines(x) * gate))
 
 
+class GatedPairSplines(nn.Module):
+    """Linear(PairLayer(x, previous) ⊙ Linear(x)): functions of each feature now and one token before, gated."""
+
+    takes_gate_input: ClassVar[bool] = True
+    takes_previous: ClassVar[bool] = True
+
+    def __init__(self, pairs: nn.Module, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
+        """`pairs` maps width and width → hidden."""
+        super().__init__()
+        self.pairs = pairs
+        self.c_gate = nn.Linear(width, hidden, bias=bias)
+        self.norm = norm or nn.Identity()
+        self.c_proj = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor, gate_input: Tensor, previous: Tensor) -> Tensor:
+        return self.c_proj(self.norm(self.pairs(x, previous) * self.c_gate(gate_input)))
+
+
 class TokenShift(nn.Module):
     """Mixes each token's features with those of the previous one, by a learnt share per feature (Peng et al. 2023)."""
 
@@ -87,9 +105,9 @@ class TokenShift(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.share, 0.5)
 
-    def forward(self, x: Tensor, first: Tensor) -> Tensor:
-        """x (B, T, C) → (B, T, C). `first` (B, 1, C) stands for the features before the first token."""
-        return torch.lerp(x, torch.cat((first, x[:, :-1]), dim=1), self.share)
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        """x and the features of the tokens before, (B, T, C) each → (B, T, C)."""
+        return torch.lerp(x, previous, self.share)
 
 
 class AttentionGate(nn.Module):

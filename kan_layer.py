@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -78,6 +78,8 @@ class KANLayer(nn.Module):
 
     Source: the layer and its arguments follow KANditioned (Bui, 2025).
     """
+
+    MACS: ClassVar[int] = 2  # multiply-adds of a token for each of its I·O splines
 
     def __init__(
         self,

@@ -20,9 +20,11 @@ from attention import CausalSelfAttention, KVCache
 from backends import IMPLS
 from common.tables import fill_tables
 from embeddings import PairEmbedding, RotaryEmbedding
-from feed_forward import MLP, AttentionGate, GatedSplines, SwiGLU, TokenShift, relu_squared
+from feed_forward import MLP, AttentionGate, GatedPairSplines, GatedSplines, SwiGLU, TokenShift, relu_squared
 from kan_layer import KANLayer
+from pair_layer import PairLayer
 from splines.checks import check_choice, check_integer, check_literals, check_middle, check_width
+from splines.pair_basis import VARIANTS as PAIR_VARIANTS
 from splines.parametrisation import VARIANTS
 from swap import swap_linears
 
@@ -31,6 +33,7 @@ TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
 
 
 SPLINES = ("splines", "gated_splines")  # the values of ffn that make spline layers
+PAIRS = "pair_splines"  # the one that makes layers of functions of two inputs
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "modern": {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True},
     "nanogpt": {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False},
@@ -66,10 +69,11 @@ class ModelOptions:
     """Start the output projections of attention and MLP at zero instead of GPT-2's small random values."""
     ffn: str = "splines"
     """Feed-forward layer of each block: splines (one spline layer), gated_splines (splines times a linear layer,
-    projected back), or the layers to compare with: mlp (GELU), relu2, swiglu, mlp_tanh (GELU as GPT-2 approximates
-    it)."""
+    projected back), pair_splines (the same with functions of a feature now and one token before), or the layers to
+    compare with: mlp (GELU), relu2, swiglu, mlp_tanh (GELU as GPT-2 approximates it)."""
     ffn_hidden: int = 0
-    """Hidden size of the MLPs and gated splines; 0 gives the layer as many parameters as the 4x MLP has."""
+    """Hidden size of the MLPs and gated splines; 0 gives the layer as many parameters as the 4x MLP has (pair_splines:
+    as many multiply-adds)."""
     ffn_norm: bool = False
     """Normalize the hidden values of the MLPs and gated splines before the projection back (no parameters)."""
     attention_gate: bool = False
@@ -138,14 +142,16 @@ class GPTConfig(SplineOptions, ModelOptions):
         check_width(self.spline_width)
         check_choice("kan_variant", self.kan_variant, VARIANTS)
         check_middle("kan_zero_centred", self.kan_zero_centred, self.num_control_points, self.kan_variant)
+        if self.ffn == PAIRS:
+            check_choice("kan_variant of pair_splines", self.kan_variant, PAIR_VARIANTS)
         check_choice("kan_impl", self.kan_impl, IMPLS)
         check_choice("ffn", self.ffn, tuple(FEED_FORWARDS))
         check_literals(self)
 
     @property
     def has_splines(self) -> bool:
-        """Whether the model has spline layers: as feed-forward layers, or in place of a model's linear layers."""
-        return self.ffn in SPLINES or bool(self.kan_swap)
+        """Whether the model has spline layers: as feed-forward layers, in gates, or in place of linear layers."""
+        return self.ffn in SPLINES or (self.ffn == PAIRS and self.attention_gate) or bool(self.kan_swap)
 
 
 def normalization(config: GPTConfig) -> nn.Module:
@@ -194,7 +200,7 @@ def attention(config: GPTConfig, layer: int) -> CausalSelfAttention:
 
 def attention_gate(config: GPTConfig) -> AttentionGate:
     """A gate made of splines if the feed-forward layer has splines, else of a linear layer."""
-    if config.ffn in SPLINES:
+    if config.ffn in (*SPLINES, PAIRS):
         return AttentionGate(splines=spline_layer(config, config.n_embd, "zero"))
     return AttentionGate(linear=nn.Linear(config.n_embd, config.n_embd, bias=config.bias))
 
@@ -226,6 +232,16 @@ def gated_splines(config: GPTConfig) -> nn.Module:
     return GatedSplines(functions, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
 
 
+def pair_splines(config: GPTConfig) -> nn.Module:
+    """Unless ffn_hidden is given, as wide as makes 8·n_embd² multiply-adds with those of an attention gate."""
+    budget = 8 - KANLayer.MACS * config.attention_gate
+    hidden = config.ffn_hidden or max(1, round(budget * config.n_embd / (PairLayer.MACS + 2)))
+    init = "random_normal" if config.kan_init == "auto" else config.kan_init
+    points, width, variant = config.num_control_points, config.spline_width, config.kan_variant
+    pairs = PairLayer(config.n_embd, hidden, init, points, width, variant)
+    return GatedPairSplines(pairs, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+
+
 def mlp(config: GPTConfig, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:
     hidden = hidden_width(config, matrices=2)
     return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), activation)
@@ -240,6 +256,7 @@ def swiglu(config: GPTConfig) -> nn.Module:
 FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
     "splines": splines,
     "gated_splines": gated_splines,
+    PAIRS: pair_splines,
     "mlp": mlp,
     "mlp_tanh": partial(mlp, activation=partial(F.gelu, approximate="tanh")),  # as in GPT-2
     "relu2": partial(mlp, activation=relu_squared),
@@ -256,16 +273,20 @@ class Block(nn.Module):
         self.norm_2 = normalization(config)
         self.ffn = FEED_FORWARDS[config.ffn](config)
         self.shifts_gate_alone = getattr(self.ffn, "takes_gate_input", False)
+        self.takes_previous = getattr(self.ffn, "takes_previous", False)
         self.token_shift = TokenShift(config.n_embd) if config.token_shift else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         x = x + self.attn(self.norm_1(x), cache)
         h = self.norm_2(x)
-        if self.token_shift is None:
+        if self.token_shift is None and not self.takes_previous:
             return x + self.dropout(self.ffn(h))
         first = cache.shift(self.layer, h) if cache is not None else torch.zeros_like(h[:, :1])
-        mixed = self.token_shift(h, first)
+        previous = torch.cat((first, h[:, :-1]), dim=1)
+        mixed = self.token_shift(h, previous) if self.token_shift is not None else h
+        if self.takes_previous:
+            return x + self.dropout(self.ffn(h, mixed, previous))
         return x + self.dropout(self.ffn(h, mixed) if self.shifts_gate_alone else self.ffn(mixed))
 
     def output_projections(self) -> list[nn.Module]:
@@ -319,7 +340,7 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, KANLayer | TokenShift | nn.LayerNorm | nn.RMSNorm):
+            elif isinstance(module, KANLayer | PairLayer | TokenShift | nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
             if module in projections:
                 nn.init.normal_(module.get_parameter("weight"), std=projection_std)
@@ -367,6 +388,10 @@ class GPT(nn.Module):
         """All spline layers, in the order of the blocks."""
         return [module for module in self.modules() if isinstance(module, KANLayer)]
 
+    def pair_layers(self) -> list[PairLayer]:
+        """All layers of functions of two inputs, in the order of the blocks."""
+        return [module for module in self.modules() if isinstance(module, PairLayer)]
+
     def num_parameters(self) -> int:
         """Number of parameters without learned positions, as nanoGPT counts them."""
         positions = self.position_embedding.weight.numel() if self.position_embedding is not None else 0
@@ -379,12 +404,13 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Floating-point operations of one training step, per token (PaLM's count: matmuls and attention).
 
-        A spline uses two of its G control points for an input, so a KANLayer counts 2·I·O multiply-adds.
+        A spline uses two of its control points for an input, so a KANLayer counts 2·I·O multiply-adds; a
+        PairLayer counts 3·I·O.
         """
         macs = self.config.n_layer * 2 * self.config.block_size * self.config.n_embd // 2  # causal attention
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 macs += module.in_features * module.out_features
-            elif isinstance(module, KANLayer):
-                macs += 2 * module.in_features * module.out_features
+            elif isinstance(module, KANLayer | PairLayer):
+                macs += module.MACS * module.in_features * module.out_features
         return TRAINING_PASSES * MULTIPLY_ADD_FLOPS * macs

@@ -13,8 +13,10 @@ import tyro
 
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
+from kan_layer import to_numpy
 from pictures.film import write_film
 from pictures.hats import draw_basis
+from pictures.maps import draw_maps, most_interacting
 from pictures.page import STYLES, chosen_style
 from pictures.run_pictures import SplinePictures, save_picture
 from pictures.sheets import SHEET_SPLINES, capitalized, draw_snapshot
@@ -22,6 +24,7 @@ from splines.choice import ALL, chosen_splines, layers_to_draw, parse_features
 from splines.records import SplineRecords
 from splines.snapshot import Snapshot
 from splines.views import view_splines
+from training.checkpoint import load_checkpoint
 from training.recorded_splines import run_directory, splines_at
 
 USAGE = "python plot.py OUT_DIR [--layer L] [--key value …]"
@@ -45,6 +48,8 @@ class Options:
     """Number of splines on a sheet or in a film; the most curved ones are shown."""
     everything: bool = False
     """Draw every spline of the layer on one sheet; without --layer, a sheet for each layer."""
+    maps: bool = False
+    """Draw the functions of two inputs that ffn=pair_splines learns, as maps; without --layer, a sheet for each."""
     film: bool = False
     """Write an animation of how the splines formed, over all recorded steps."""
     style: Literal["light", "dark", "print"] = "light"
@@ -87,6 +92,8 @@ def draw(options: Options) -> list[Path]:
         return [path]
     if options.film:
         return [draw_film(options)]
+    if options.maps:
+        return draw_pairs(options)
     step, run, snapshots = splines_at(options.out_dir, options.step)
     layers = layers_to_draw(snapshots, options.layer)
     if options.layer is None and not options.everything:
@@ -108,6 +115,27 @@ def draw_layer(options: Options, step: int, run: Path, snapshot: Snapshot) -> Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(figure, path)
     return path
+
+
+def draw_pairs(options: Options) -> list[Path]:
+    """Draw a sheet of maps for each layer of functions of two inputs, or for one of them."""
+    checkpoint = load_checkpoint(options.out_dir, options.step)
+    layers = dict(enumerate(checkpoint.model.pair_layers()))
+    if not layers:
+        raise UserError(f"{options.out_dir} has no maps to draw: its ffn is {checkpoint.config.ffn}, not pair_splines")
+    if options.layer is not None and options.layer not in layers:
+        raise UserError(f"--layer must be from 0 to {len(layers) - 1}; got {options.layer}")
+    folder = SplineRecords(run_directory(options.out_dir)).step_folder(checkpoint.step)
+    paths = []
+    for number in layers if options.layer is None else [options.layer]:
+        title = f"Functions of two inputs, block {number}, step {checkpoint.step:,}"
+        views = most_interacting(to_numpy(layers[number].control_points()).transpose(0, 3, 1, 2), options.count)
+        names = ("now", "one token before")
+        figure = draw_maps(views, layers[number].spline_width, title, names, STYLES[options.style])
+        paths.append(options.output or folder / f"maps_{number:02d}.png")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        save_picture(figure, paths[-1])
+    return paths
 
 
 def draw_film(options: Options) -> Path:

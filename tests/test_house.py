@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"train", "sample", "report", "plot", "simplify", "convert", "export"}
-MODEL = {"model", "attention", "feed_forward", "embeddings", "kan_layer", "swap"}
+MODEL = {"model", "attention", "feed_forward", "embeddings", "kan_layer", "pair_layer", "swap"}
 PACKAGES = {"backends", "splines", "pictures", "corpus", "common", "training", "webpage", "bench"}
 # Only benchmarks import commands, and train.py, which samples and reports during training.
 USED_BY_TRAIN = {"sample", "report"}
@@ -83,8 +83,19 @@ BELOW = {
     "feed_forward": set(),
     "embeddings": {"common"},
     "kan_layer": {"backends", "splines", "pictures", "common"},
+    "pair_layer": {"backends", "splines", "common"},
     "swap": {"kan_layer", "common"},
-    "model": {"kan_layer", "swap", "attention", "feed_forward", "embeddings", "backends", "splines", "common"},
+    "model": {
+        "kan_layer",
+        "pair_layer",
+        "swap",
+        "attention",
+        "feed_forward",
+        "embeddings",
+        "backends",
+        "splines",
+        "common",
+    },
     "training": {"model", "swap", "kan_layer", "backends", "corpus", "splines", "pictures", "common"},
     "webpage": {"training", "model", "kan_layer", "corpus", "splines", "pictures", "common"},
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from embeddings import PairEmbedding
 from kan_layer import KANLayer
-from model import FEED_FORWARDS, GPT, GPTConfig
+from model import FEED_FORWARDS, GPT, PAIRS, GPTConfig
 
 NANOGPT = {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False, "ffn": "mlp"}
 EVERY_KIND = [
@@ -148,7 +148,7 @@ def test_context_beyond_block_size_is_refused() -> None:
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
         ({"num_control_points": 1}, "num_control_points must be an integer of at least 2; got 1"),
         ({"spline_width": -1.0}, "spline_width must be a finite number above 0; got -1.0"),
-        ({"ffn": "magic"}, "ffn must be one of splines, gated_splines, mlp, .*; got 'magic'"),
+        ({"ffn": "magic"}, "ffn must be one of splines, gated_splines, pair_splines, mlp, .*; got 'magic'"),
         ({"kan_impl": "magic"}, "kan_impl must be one of auto, .*; got 'magic'"),
         ({"kan_variant": "magic"}, "kan_variant must be one of B-spline, .*; got 'magic'"),
     ],
@@ -176,7 +176,7 @@ def test_a_gated_block_is_its_definition_and_has_the_mlp_s_parameters(options: d
     assert block.splines(x).any(), "with splines that start at zero, nothing would ever be learnt"
 
 
-@pytest.mark.parametrize("ffn", FEED_FORWARDS)
+@pytest.mark.parametrize("ffn", [name for name in FEED_FORWARDS if name != PAIRS])  # tests/test_pair_layer.py has it
 def test_a_feed_forward_layer_takes_each_token_by_itself(ffn: str) -> None:
     block = tiny(ffn=ffn).blocks[0].ffn
     x = torch.randn(2, 6, 16)
@@ -185,7 +185,7 @@ def test_a_feed_forward_layer_takes_each_token_by_itself(ffn: str) -> None:
     torch.testing.assert_close(block(x[:, order]), y[:, order])
 
 
-@pytest.mark.parametrize("ffn", FEED_FORWARDS)
+@pytest.mark.parametrize("ffn", [name for name in FEED_FORWARDS if name != PAIRS])  # tests/test_pair_layer.py has it
 def test_a_feed_forward_layer_has_the_parameters_of_the_4x_mlp_and_trains_all_of_them(ffn: str) -> None:
     model = GPT(GPTConfig(vocab_size=11, n_layer=1, ffn=ffn, num_control_points=8, zero_init_projections=False))
     assert model.num_ffn_parameters() == pytest.approx(8 * model.config.n_embd**2, rel=0.02)

@@ -54,7 +54,10 @@ WILD = {
 SNAPSHOT = look_at(random_layer(12, 11, 5, seed=0))
 VIEWS = view_splines(SNAPSHOT, [(1, 2), (3, 4), (5, 6)])
 CURVES = [Curve(name, 1, 9, [1, 9], [0.1, 0.9], [2.0, last]) for name, last in (("a", 1.0), ("b", 1.5))]
-GRID_CURVES = [Curve(f"G={grid}", 1, 9, losses=[1 / (grid + 1)], control_points=grid) for grid in (0, 3, 9)]
+GRID_CURVES = [
+    Curve(str(grid), 1, 9, losses=[1 / (grid + 1)], splines="splines" * bool(grid), control_points=grid)
+    for grid in (0, 3, 9)
+]
 ENTRIES = [Entry("plain", grid, 1, "", 9, [1, 9], [2.0, 1.0 + grid / 9]) for grid in (5, 8)]
 TIMED = Measurement(1.0, 9, 1.0, 1.0, 1.0, 0.5, 0.5, 0.2)
 TIMES = [

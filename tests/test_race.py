@@ -85,11 +85,11 @@ def test_seconds_grow_and_leave_out_the_first_step(record: dict[str, Any]) -> No
 
 
 def test_the_picture_of_grids_shows_means_by_control_points_and_twins_as_level_lines(record: dict[str, Any]) -> None:
-    points = {curve["contestant"]: curve["control_points"] for curve in record["curves"]}
-    assert points == {"MLP": 0, "splines": 5, "gated": 5}
+    points = {curve["contestant"]: (curve["splines"], curve["control_points"]) for curve in record["curves"]}
+    assert points == {"MLP": ("", 0), "splines": ("splines", 5), "gated": ("gated_splines", 5)}
     losses = {3: (2.0, 2.2), 65: (1.5, 1.9), 9: (1.8, 1.8), 0: (2.5, 3.5)}
     curves = [
-        Curve(f"G={grid}" if grid else "twin", seed, 1, losses=[9.0, loss], control_points=grid)
+        Curve(str(grid), seed, 1, losses=[9.0, loss], splines="gated_splines" if grid else "", control_points=grid)
         for grid, ends in losses.items()
         for seed, loss in enumerate(ends)
     ]

@@ -29,7 +29,8 @@ def splines_at(path: Path, which: str) -> tuple[int, Path, list[Snapshot]]:
     checkpoint = load_checkpoint(path, which)
     step = checkpoint.step
     if not checkpoint.model.spline_layers():
-        raise UserError(f"{path} has no splines to draw: its model was trained with ffn={checkpoint.config.ffn}")
+        maps = "; --maps True draws its functions of two inputs" if checkpoint.model.pair_layers() else ""
+        raise UserError(f"{path} has no splines to draw: its model was trained with ffn={checkpoint.config.ffn}{maps}")
     if step in recorded and all(snapshot.is_whole for snapshot in records.read(step)):
         return step, run, records.read(step)
     snapshots = take_snapshots(checkpoint.model, validation_batches(checkpoint))

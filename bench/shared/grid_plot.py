@@ -20,12 +20,15 @@ def draw_losses_by_grid(curves: Sequence[Curve], title: str, where: str) -> Figu
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    by_grid: dict[int, list[float]] = {}
+    families: dict[str, dict[int, list[float]]] = {}
     twins: dict[str, list[float]] = {}
     for curve in curves:
-        losses = by_grid.setdefault(curve.control_points, []) if curve.control_points else None
-        (twins.setdefault(curve.contestant, []) if losses is None else losses).append(curve.losses[-1])
-    grids = sorted(by_grid)
+        if curve.splines:
+            by_grid = families.setdefault(curve.splines, {})
+            by_grid.setdefault(curve.control_points, []).append(curve.losses[-1])
+        else:
+            twins.setdefault(curve.contestant, []).append(curve.losses[-1])
+    grids = sorted({grid for by_grid in families.values() for grid in by_grid})
     figure = Figure(figsize=(8.4, 4.4), facecolor="white")
     figure.text(0.06, 0.94, "Loss by the number of control points", fontsize=13, weight="bold", color=STYLE.ink)
     figure.text(0.06, 0.89, f"{title}. Validation loss, mean and range over seeds", fontsize=9, color=STYLE.muted)
@@ -40,6 +43,8 @@ def draw_losses_by_grid(curves: Sequence[Curve], title: str, where: str) -> Figu
         color = COLORS[(k + 2) % len(COLORS)]
         draw_band(axes, [grids[0], grids[-1]], [losses, losses], color, DASHES[k % 2 + 2])
         lines[name] = statistics.mean(losses), color
-    lines["splines"] = draw_band(axes, grids, [by_grid[grid] for grid in grids], STYLE.accent, "-", "o"), STYLE.accent
+    for (name, by_grid), color in zip(families.items(), (STYLE.accent, *COLORS[4:]), strict=False):
+        own = sorted(by_grid)
+        lines[name] = draw_band(axes, own, [by_grid[grid] for grid in own], color, "-", "o"), color
     label_ends(axes, grids[-1], lines)
     return figure

@@ -128,8 +128,10 @@ class Curve:
     steps: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    splines: str = ""
+    """The value of ffn that made its spline layers; "" if it has none."""
     control_points: int = 0
-    """Of its splines; 0 if it has none."""
+    """Of its splines, along each input; 0 if it has none."""
     flops: int = 0
     """Floating-point operations of a training step, per token."""
 
@@ -147,9 +149,14 @@ class Racer:
         self.config = config
         self.trainer = Trainer(Run(folder, config, None), dataset, device)
         model = self.trainer.model
-        points = config.num_control_points if model.spline_layers() else 0
+        has_splines = bool(model.spline_layers() or model.pair_layers())
         self.curve = Curve(
-            name, config.seed, model.num_parameters(), control_points=points, flops=model.flops_per_token()
+            name,
+            config.seed,
+            model.num_parameters(),
+            splines=config.ffn if has_splines else "",
+            control_points=config.num_control_points if has_splines else 0,
+            flops=model.flops_per_token(),
         )
         restore_own_init(self.trainer.model, config.seed)
         self.trained_s = 0.0

@@ -19,6 +19,7 @@ from embeddings import RotaryEmbedding
 from feed_forward import AttentionGate, TokenShift
 from kan_layer import KANLayer
 from model import Block
+from pair_layer import PairLayer
 from train import Trainer
 from training import optimizer
 
@@ -66,7 +67,7 @@ def modules_of_parts(trainer: Trainer) -> Iterator[tuple[nn.Module, str]]:
         elif isinstance(module, nn.Embedding):
             yield module, EMBEDDINGS
     yield model.head, LOSS
-    kinds = {KANLayer: SPLINES, RotaryEmbedding: ROTARY, TokenShift: SHIFT, AttentionGate: GATE}
+    kinds = {KANLayer: SPLINES, PairLayer: SPLINES, RotaryEmbedding: ROTARY, TokenShift: SHIFT, AttentionGate: GATE}
     for block in model.blocks:
         yield from ((module, kinds[type(module)]) for module in block.modules() if type(module) in kinds)
         yield from ((block.get_submodule(name), NORMS) for name in ("norm_1", "norm_2"))
