@@ -13,9 +13,10 @@
 namespace {
 
 struct PairVisit {  // a token in a triangle
-    int32_t token, flags;
+    int32_t token;
     float larger, smaller;
 };
+constexpr int FLAG_BITS = 3;  // of PairPlaces::flags
 
 struct Products {  // of LANES visits, whose lanes are then summed together
     float by_larger[LANES * LANES], by_smaller[LANES * LANES];
@@ -96,10 +97,11 @@ struct PairBackward {
     // The working memory of one thread for its features and a block of tokens.
     struct Workspace {
         int64_t visits_stride, sums_stride;
-        Buffer<float> grad_y, sums, weight, grad_weight, grad_in;
+        Buffer<float> grad_y, sums, weight, grad_weight;
         Buffer<PairVisit> visits;  // (features, tokens), sorted by triangle
         Buffer<int32_t> ends;      // (features, 1 + triangles): after the 0, the end of each triangle's visits
-        Buffer<PairPlace> places;  // (tokens, CHUNK)
+        Buffer<int32_t> visit_of;   // (chunks, tokens, CHUNK): the visit that a pair became, and its flags
+        Buffer<PairPlaces> places;  // (tokens)
         Buffer<Products> products;
 
         Workspace(int64_t tokens, int64_t features, int64_t rows, int64_t triangles)
@@ -109,10 +111,10 @@ struct PairBackward {
               sums(features * 2 * sums_stride),
               weight(rows * WIDEST * LANES),
               grad_weight(rows * WIDEST * LANES),
-              grad_in(2 * CHUNK * tokens),
               visits(features * visits_stride),
               ends(features * (1 + triangles)),
-              places(tokens * CHUNK),
+              visit_of(ceil_div(features, CHUNK) * CHUNK * tokens),
+              places(tokens),
               products(1) {}
 
         PairSlopes slopes(int64_t feature) const {
@@ -162,29 +164,33 @@ struct PairBackward {
         for (; i < i_end; i += CHUNK) body(i, int(std::min<int64_t>(CHUNK, i_end - i)));
     }
 
-    static int64_t triangle(const PairPlace& place) { return 2 * place.row + (place.flags & X_IS_LARGER); }
+    static int32_t triangle(const PairPlaces& places, int f) {
+        return 2 * places.lower[f] + (places.flags[f] & X_IS_LARGER);
+    }
 
     // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on, the thread's features from `own`
     // on.
     void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
         const int64_t stride = 1 + triangles;
-        int32_t* ends = work.ends + own * stride;
+        int32_t *ends = work.ends + own * stride, *visit_of = work.visit_of + own * tokens;
         PairVisit* visits = work.visits + own * work.visits_stride;
         std::memset(ends, 0, features * stride * sizeof(int32_t));
         for (int64_t n = 0; n < tokens; n++) {
-            PairPlace* places = work.places + n * CHUNK;
+            PairPlaces& places = work.places[n];
             grid.locate(x, z, token + n, i, features, places);
-            for (int f = 0; f < features; f++) ends[f * stride + 1 + triangle(places[f])]++;
+            for (int f = 0; f < features; f++) ends[f * stride + 1 + triangle(places, f)]++;
         }
         for (int f = 0; f < features; f++)
             for (int64_t k = 1; k <= triangles; k++) ends[f * stride + k] += ends[f * stride + k - 1];
         // Now ends[k] is where triangle k starts. Each visit moves it on by one, so in the end it is where k ends.
-        for (int64_t n = 0; n < tokens; n++)
+        for (int64_t n = 0; n < tokens; n++) {
+            const PairPlaces& places = work.places[n];
             for (int f = 0; f < features; f++) {
-                const PairPlace& place = work.places[n * CHUNK + f];
-                const int32_t at = ends[f * stride + triangle(place)]++;
-                visits[f * work.visits_stride + at] = {int32_t(n), place.flags, place.larger, place.smaller};
+                const int32_t at = ends[f * stride + triangle(places, f)]++;
+                visits[f * work.visits_stride + at] = {int32_t(n), places.larger[f], places.smaller[f]};
+                visit_of[n * CHUNK + f] = at << FLAG_BITS | places.flags[f];
             }
+        }
         for (int f = 0; f < features; f++)  // prefetching reads past the end
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, PairVisit{});
     }
@@ -210,34 +216,32 @@ struct PairBackward {
         }
         if (tokens % LANES) slopes.add(*work.products, tokens / LANES * LANES);
 
-        float* to = grad_weight + i * rows * shape.outputs + o;
-        for (const float *from = work.grad_weight, *end = from + rows * length; from < end; from += length) {
-            for (int k = 0; k < count; k++) to[k] = from[k] + (token == 0 ? 0 : to[k]);
-            to += shape.outputs;
+        const Rows to{(char*)grad_weight, false, shape.outputs};
+        for (int64_t r = 0; r < rows; r++) {
+            float* sum = work.grad_weight + r * length;
+            if (token > 0) {
+                float before[WIDEST * LANES];
+                to.read(i * rows + r, o, count, length, before);
+                for (int k = 0; k < length; k += LANES) store(sum + k, load(sum + k) + load(before + k));
+            }
+            to.write(i * rows + r, o, count, sum);
         }
     }
 
     void write_grad_in(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
         const float scale = grid.inverse_spacing();
-        float *by_x = work.grad_in, *by_z = by_x + CHUNK * tokens;  // by feature
-        for (int f = 0; f < features; f++) {
-            const PairVisit* visits = work.visits + (own + f) * work.visits_stride;
-            const PairSlopes slopes = work.slopes(own + f);
-            for (int64_t m = 0; m < tokens; m++) {
-                const float larger = scale * slopes.by_larger[m], smaller = scale * slopes.by_smaller[m];
-                const int32_t flags = visits[m].flags, at = f * int32_t(tokens) + visits[m].token;
-                by_x[at] = !(flags & X_INSIDE) ? 0 : flags & X_IS_LARGER ? larger : smaller;
-                by_z[at] = !(flags & Z_INSIDE) ? 0 : flags & X_IS_LARGER ? smaller : larger;
-            }
-        }
-        for (int64_t n = 0; n < tokens; n++) {
-            float row[2][CHUNK];
+        const int32_t* visit_of = work.visit_of + own * tokens;
+        for (int64_t n = 0; n < tokens; n++, visit_of += CHUNK) {
+            float by_x[CHUNK], by_z[CHUNK];
             for (int f = 0; f < features; f++) {
-                row[0][f] = by_x[f * tokens + n];
-                row[1][f] = by_z[f * tokens + n];
+                const PairSlopes slopes = work.slopes(own + f);
+                const int32_t visit = visit_of[f] >> FLAG_BITS, flags = visit_of[f];
+                const float larger = scale * slopes.by_larger[visit], smaller = scale * slopes.by_smaller[visit];
+                by_x[f] = !(flags & X_INSIDE) ? 0 : flags & X_IS_LARGER ? larger : smaller;
+                by_z[f] = !(flags & Z_INSIDE) ? 0 : flags & X_IS_LARGER ? smaller : larger;
             }
-            grad_x.write(token + n, i, features, row[0]);
-            grad_z.write(token + n, i, features, row[1]);
+            grad_x.write(token + n, i, features, by_x);
+            grad_z.write(token + n, i, features, by_z);
         }
     }
 };
