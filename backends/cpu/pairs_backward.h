@@ -232,13 +232,18 @@ struct PairBackward {
         const float scale = grid.inverse_spacing();
         const int32_t* visit_of = work.visit_of + own * tokens;
         for (int64_t n = 0; n < tokens; n++, visit_of += CHUNK) {
-            float by_x[CHUNK], by_z[CHUNK];
+            float larger[CHUNK] = {}, smaller[CHUNK] = {}, by_x[CHUNK], by_z[CHUNK];
             for (int f = 0; f < features; f++) {
                 const PairSlopes slopes = work.slopes(own + f);
-                const int32_t visit = visit_of[f] >> FLAG_BITS, flags = visit_of[f];
-                const float larger = scale * slopes.by_larger[visit], smaller = scale * slopes.by_smaller[visit];
-                by_x[f] = !(flags & X_INSIDE) ? 0 : flags & X_IS_LARGER ? larger : smaller;
-                by_z[f] = !(flags & Z_INSIDE) ? 0 : flags & X_IS_LARGER ? smaller : larger;
+                larger[f] = scale * slopes.by_larger[visit_of[f] >> FLAG_BITS];
+                smaller[f] = scale * slopes.by_smaller[visit_of[f] >> FLAG_BITS];
+            }
+            for (int f = 0; f < CHUNK; f++) {  // all, so that compilers make vectors of them
+                const bool x_is_larger = visit_of[f] & X_IS_LARGER;
+                const float slope_of_x = x_is_larger ? larger[f] : smaller[f];
+                const float slope_of_z = x_is_larger ? smaller[f] : larger[f];
+                by_x[f] = visit_of[f] & X_INSIDE ? slope_of_x : 0;
+                by_z[f] = visit_of[f] & Z_INSIDE ? slope_of_z : 0;
             }
             grad_x.write(token + n, i, features, by_x);
             grad_z.write(token + n, i, features, by_z);
