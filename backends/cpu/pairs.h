@@ -111,7 +111,7 @@ struct PairForward {
     Rows x, z, weight, y;  // x, z (N, I), weight (I*G*G, O), y (N, O)
     PairGrid grid;
     int64_t rows;  // of W that belong to one feature
-    int max_vectors, tile_features;
+    int max_vectors = MAX_VECTORS, tile_features = CHUNK / 2;
 
     PairForward(const Shape& s, const float* x_data, const float* z_data, const float* weight_data, float* y_data)
         : shape(s),
@@ -121,15 +121,16 @@ struct PairForward {
           y{(char*)y_data, false, s.outputs},
           grid(s),
           rows(s.points * s.points) {
-        max_vectors = s.points <= 4 ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
-        const int64_t tile_bytes = 32 << 10;
-        tile_features = CHUNK;
+        // Measured with L1 caches of 32 KiB and L2 caches of 1 MiB: a tile that leaves L1 costs less than strips half as
+        // wide, or than more passes over the sums.
+        const int64_t tile_bytes = 96 << 10, widest_bytes = 192 << 10;
+        while (max_vectors > 1 && rows * max_vectors * LANES * 4 > widest_bytes) max_vectors /= 2;
         while (tile_features > 1 && tile_features * rows * max_vectors * LANES * 4 > tile_bytes) tile_features /= 2;
     }
 
     void run() const {
         const int threads = useful_threads(shape);
-        const int64_t max_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 1024);  // sums of 1.5 MiB
+        const int64_t max_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 2048);  // sums of 1.5 MiB
         const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, max_tokens), threads) * threads;
         const int64_t block = ceil_div(shape.tokens, even_blocks), blocks = ceil_div(shape.tokens, block);
         const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;  // few tokens: split outputs as well
@@ -152,10 +153,10 @@ struct PairForward {
             for (int f = 0; f < features; f += tile_features)
                 add_features(i, f, std::min(f + tile_features, features), tokens, output, output_end, places, tile, sums);
         }
-        for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
-            const float* strip = sums + (o - output) * tokens;
-            for (int64_t n = 0; n < tokens; n++) y.write(token + n, o, count, strip + n * vectors * LANES);
-        });
+        for (int64_t n = 0; n < tokens; n++)
+            for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
+                y.write(token + n, o, count, sums + (o - output) * tokens + n * vectors * LANES);
+            });
     }
 
     // Adds the features from i + f to i + f_end, `places` being those of the chunk from i on.
