@@ -94,31 +94,32 @@ struct PairBackward {
     static constexpr int64_t MAX_TOKENS = 2048;
     static constexpr int WIDEST = std::max(1, MAX_VECTORS / 2);  // vectors in a strip: five registers for each
 
-    // The working memory of one thread for its features and a block of tokens.
+    // The working memory of one thread, for a block of tokens and a chunk of features.
     struct Workspace {
         int64_t visits_stride, sums_stride;
-        Buffer<float> grad_y, sums, weight, grad_weight;
-        Buffer<PairVisit> visits;  // (features, tokens), sorted by triangle
-        Buffer<int32_t> ends;      // (features, 1 + triangles): after the 0, the end of each triangle's visits
-        Buffer<int32_t> visit_of;   // (chunks, tokens, CHUNK): the visit that a pair became, and its flags
+        Buffer<float> grad_y;  // (strips, tokens, length of the strip)
+        Buffer<float> sums, weight, grad_weight;
+        Buffer<PairVisit> visits;   // (CHUNK, tokens), sorted by triangle
+        Buffer<int32_t> ends;       // (CHUNK, 1 + triangles): after the 0, the end of each triangle's visits
+        Buffer<int32_t> visit_of;   // (tokens, CHUNK): the visit that a pair became, and its flags
         Buffer<PairPlaces> places;  // (tokens)
         Buffer<Products> products;
 
-        Workspace(int64_t tokens, int64_t features, int64_t rows, int64_t triangles)
+        Workspace(int64_t tokens, int64_t outputs, int64_t rows, int64_t triangles)
             : visits_stride(tokens + AHEAD),
               sums_stride(ceil_div(tokens, LANES) * LANES),
-              grad_y(tokens * WIDEST * LANES),
-              sums(features * 2 * sums_stride),
+              grad_y(tokens * ceil_div(outputs, LANES) * LANES),
+              sums(CHUNK * 2 * sums_stride),
               weight(rows * WIDEST * LANES),
               grad_weight(rows * WIDEST * LANES),
-              visits(features * visits_stride),
-              ends(features * (1 + triangles)),
-              visit_of(ceil_div(features, CHUNK) * CHUNK * tokens),
+              visits(CHUNK * visits_stride),
+              ends(CHUNK * (1 + triangles)),
+              visit_of(tokens * CHUNK),
               places(tokens),
               products(1) {}
 
-        PairSlopes slopes(int64_t feature) const {
-            float* by_larger = sums + feature * 2 * sums_stride;
+        PairSlopes slopes(int f) const {
+            float* by_larger = sums + f * 2 * sums_stride;
             return {by_larger, by_larger + sums_stride};
         }
     };
@@ -144,36 +145,36 @@ struct PairBackward {
             run_features(shape.inputs * k / threads, shape.inputs * (k + 1) / threads);
     }
 
-    void run_features(int64_t i, int64_t i_end) const {
-        Workspace work(std::min(MAX_TOKENS, shape.tokens), i_end - i, rows, triangles);
+    void run_features(int64_t i_begin, int64_t i_end) const {
+        Workspace work(std::min(MAX_TOKENS, shape.tokens), shape.outputs, rows, triangles);
         for (int64_t token = 0; token < shape.tokens; token += MAX_TOKENS) {
             const int64_t tokens = std::min(MAX_TOKENS, shape.tokens - token);
-            for_chunks(i, i_end, [&](int64_t c, int count) { sort_visits(token, tokens, c, count, c - i, work); });
-            std::memset(work.sums, 0, (i_end - i) * 2 * work.sums_stride * sizeof(float));
             for_strips(0, shape.outputs, WIDEST, [&](int64_t o, int count, int vectors) {
+                float* strip = work.grad_y + o * tokens;
                 const int length = vectors * LANES;
-                for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, work.grad_y + n * length);
-                for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, token, tokens, o, count, vectors, work);
+                for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, strip + n * length);
             });
-            for_chunks(i, i_end, [&](int64_t c, int count) { write_grad_in(token, tokens, c, count, c - i, work); });
+            for (int64_t i = i_begin; i < i_end; i += CHUNK) {
+                const int features = int(std::min<int64_t>(CHUNK, i_end - i));
+                sort_visits(token, tokens, i, features, work);
+                std::memset(work.sums, 0, CHUNK * 2 * work.sums_stride * sizeof(float));
+                for_strips(0, shape.outputs, WIDEST, [&](int64_t o, int count, int vectors) {
+                    for (int f = 0; f < features; f++) visit_feature(i, f, token, tokens, o, count, vectors, work);
+                });
+                write_grad_in(token, tokens, i, features, work);
+            }
         }
-    }
-
-    template <typename Body>
-    static void for_chunks(int64_t i, int64_t i_end, Body body) {
-        for (; i < i_end; i += CHUNK) body(i, int(std::min<int64_t>(CHUNK, i_end - i)));
     }
 
     static int32_t triangle(const PairPlaces& places, int f) {
         return 2 * places.lower[f] + (places.flags[f] & X_IS_LARGER);
     }
 
-    // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on, the thread's features from `own`
-    // on.
-    void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
+    // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on.
+    void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, Workspace& work) const {
         const int64_t stride = 1 + triangles;
-        int32_t *ends = work.ends + own * stride, *visit_of = work.visit_of + own * tokens;
-        PairVisit* visits = work.visits + own * work.visits_stride;
+        int32_t *ends = work.ends, *visit_of = work.visit_of;
+        PairVisit* visits = work.visits;
         std::memset(ends, 0, features * stride * sizeof(int32_t));
         for (int64_t n = 0; n < tokens; n++) {
             PairPlaces& places = work.places[n];
@@ -195,14 +196,16 @@ struct PairBackward {
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, PairVisit{});
     }
 
-    void visit_feature(int64_t i, int64_t own, int64_t token, int64_t tokens, int64_t o, int count, int vectors,
+    // Visits a strip of outputs for feature f of the chunk from i on.
+    void visit_feature(int64_t i, int f, int64_t token, int64_t tokens, int64_t o, int count, int vectors,
                        Workspace& work) const {
         const int length = vectors * LANES;
-        for (int64_t r = 0; r < rows; r++) weight.read(i * rows + r, o, count, length, work.weight + r * length);
+        const int64_t row = (i + f) * rows;
+        for (int64_t r = 0; r < rows; r++) weight.read(row + r, o, count, length, work.weight + r * length);
         std::memset(work.grad_weight, 0, rows * length * sizeof(float));
 
-        const int32_t* ends = work.ends + own * (1 + triangles);
-        const PairSlopes slopes = work.slopes(own);
+        const int32_t* ends = work.ends + f * (1 + triangles);
+        const PairSlopes slopes = work.slopes(f);
         const auto visit = triangle_visitor(vectors);
         for (int64_t k = 0, start = 0; k < triangles; start = ends[k++]) {
             if (start == ends[k]) continue;
@@ -210,7 +213,7 @@ struct PairBackward {
             const int64_t middle = lower + (k % 2 ? shape.points : 1) * length;
             const float* w = work.weight;
             float* grad_w = work.grad_weight;
-            visit(work.grad_y, length, work.visits + own * work.visits_stride, int(start), ends[k],
+            visit(work.grad_y + o * tokens, length, work.visits + f * work.visits_stride, int(start), ends[k],
                   {w + lower, w + middle, w + upper}, {grad_w + lower, grad_w + middle, grad_w + upper},
                   *work.products, slopes);
         }
@@ -221,20 +224,20 @@ struct PairBackward {
             float* sum = work.grad_weight + r * length;
             if (token > 0) {
                 float before[WIDEST * LANES];
-                to.read(i * rows + r, o, count, length, before);
+                to.read(row + r, o, count, length, before);
                 for (int k = 0; k < length; k += LANES) store(sum + k, load(sum + k) + load(before + k));
             }
-            to.write(i * rows + r, o, count, sum);
+            to.write(row + r, o, count, sum);
         }
     }
 
-    void write_grad_in(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
+    void write_grad_in(int64_t token, int64_t tokens, int64_t i, int features, Workspace& work) const {
         const float scale = grid.inverse_spacing();
-        const int32_t* visit_of = work.visit_of + own * tokens;
+        const int32_t* visit_of = work.visit_of;
         for (int64_t n = 0; n < tokens; n++, visit_of += CHUNK) {
             float larger[CHUNK] = {}, smaller[CHUNK] = {}, by_x[CHUNK], by_z[CHUNK];
             for (int f = 0; f < features; f++) {
-                const PairSlopes slopes = work.slopes(own + f);
+                const PairSlopes slopes = work.slopes(f);
                 larger[f] = scale * slopes.by_larger[visit_of[f] >> FLAG_BITS];
                 smaller[f] = scale * slopes.by_smaller[visit_of[f] >> FLAG_BITS];
             }
