@@ -15,71 +15,80 @@
 
 namespace {
 
-struct PairPlace {  // where a pair lies on the grid of its function
-    int32_t row;    // of the lower corner among the G * G control points
-    int32_t flags;  // of the following
-    float larger, smaller;
+struct PairPlaces {  // where the pairs of a token and up to CHUNK features lie on the grids of their functions
+    alignas(64) int32_t lower[CHUNK];   // row of the lower corner among the G * G control points
+    alignas(64) int32_t middle[CHUNK];  // row of the middle corner: lower + G where x's place is the larger, else + 1
+    alignas(64) float larger[CHUNK], smaller[CHUNK];
+    alignas(64) int32_t flags[CHUNK];  // of the following
 };
 constexpr int32_t X_IS_LARGER = 1, X_INSIDE = 2, Z_INSIDE = 4;
 
 class PairGrid {
   public:
     explicit PairGrid(const Shape& shape)
-        : inputs_(shape.inputs), points_(int32_t(shape.points)), half_width_(shape.width / 2),
-          grid_(int(shape.points), shape.width) {}
+        : inputs_(shape.inputs), points_(int32_t(shape.points)), edge_(float(shape.width / 2)),
+          grid_(int(shape.points), shape.width) {
+        if (edge_ > shape.width / 2) edge_ = std::nextafter(edge_, 0.0f);  // the last float on the grid
+    }
 
     float inverse_spacing() const { return grid_.inverse_spacing(); }
 
-    // The places of the pairs of a token and up to CHUNK features from i on.
-    void locate(const Rows& x, const Rows& z, int64_t token, int64_t i, int features, PairPlace* places) const {
-        alignas(64) float in[2][CHUNK], place[2][CHUNK];
-        alignas(64) int32_t cell[2][CHUNK];
-        const Rows* rows[] = {&x, &z};
-        for (int k = 0; k < 2; k++) {
-            rows[k]->read(token, i, features, CHUNK, in[k]);
-            if (i + CHUNK < inputs_) rows[k]->prefetch(token, i + CHUNK);
-            grid_.locate(in[k], cell[k], place[k]);
+    // Locates the pairs of a token and up to CHUNK features from i on.
+    void locate(const Rows& x, const Rows& z, int64_t token, int64_t i, int features, PairPlaces& places) const {
+        alignas(64) float x_in[CHUNK], z_in[CHUNK], x_place[CHUNK], z_place[CHUNK];
+        alignas(64) int32_t j[CHUNK], k[CHUNK];
+        x.read(token, i, features, CHUNK, x_in);
+        z.read(token, i, features, CHUNK, z_in);
+        if (i + CHUNK < inputs_) {
+            x.prefetch(token, i + CHUNK);
+            z.prefetch(token, i + CHUNK);
         }
-        for (int f = 0; f < features; f++) {
-            const float t = clamped(place[0][f]), s = clamped(place[1][f]);
-            const bool x_is_larger = t >= s;  // not if either is NaN, which both weights then pass on
-            const int32_t flags = X_IS_LARGER * x_is_larger + X_INSIDE * (std::fabs(in[0][f]) <= half_width_) +
-                                  Z_INSIDE * (std::fabs(in[1][f]) <= half_width_);
-            places[f] = {cell[0][f] * points_ + cell[1][f], flags, x_is_larger ? t : s, x_is_larger ? s : t};
+        grid_.locate(x_in, j, x_place);
+        grid_.locate(z_in, k, z_place);
+        const float edge = edge_;
+        const int32_t points = points_;
+        for (int f = 0; f < CHUNK; f++) {
+            const float t = clamped(x_place[f]), s = clamped(z_place[f]);
+            const bool x_is_larger = t >= s;  // not if either is NaN, which then reaches the sum through the other
+            places.larger[f] = x_is_larger ? t : s;
+            places.smaller[f] = x_is_larger ? s : t;
+            places.lower[f] = j[f] * points + k[f];
+            places.middle[f] = places.lower[f] + (x_is_larger ? points : 1);
+            places.flags[f] = (x_is_larger ? X_IS_LARGER : 0) | (std::fabs(x_in[f]) <= edge ? X_INSIDE : 0) |
+                              (std::fabs(z_in[f]) <= edge ? Z_INSIDE : 0);
         }
     }
 
   private:
     static float clamped(float place) {  // NaN stays NaN
-        return place < 0 ? 0 : place > 1 ? 1 : place;
+        const float from_zero = place < 0 ? 0 : place;
+        return from_zero > 1 ? 1 : from_zero;
     }
 
     int64_t inputs_;
     int32_t points_;
-    double half_width_;
+    float edge_;
     Grid grid_;
 };
 
-// Adds the functions of some features to the sums of some tokens, (tokens, vectors * LANES). The control points of
-// feature f are `points` * `points` rows from row f * points * points of `weight` on, `stride` apart.
+// Adds the functions of the features from f_begin to f_end of a chunk to the sums of some tokens, (tokens, vectors *
+// LANES). The control points of the first are the first `points` * `points` rows of `weight`, which are `stride` apart.
 template <int vectors>
-void add_pairs(const float* weight, int64_t stride, int64_t points, const PairPlace* places, int features,
+void add_pairs(const float* weight, int64_t stride, int64_t points, const PairPlaces* places, int f_begin, int f_end,
                int64_t tokens, bool first, float* sums) {
     const Vector ones = splat(1);
     const int64_t to_upper = (points + 1) * stride;
-    for (int64_t n = 0; n < tokens; n++, places += CHUNK, sums += vectors * LANES) {
+    for (int64_t n = 0; n < tokens; n++, places++, sums += vectors * LANES) {
         Vector sum[vectors];
 #pragma GCC unroll 8
         for (int k = 0; k < vectors; k++) sum[k] = first ? Vector{} : load(sums + k * LANES);
         const float* rows = weight;
-        for (int f = 0; f < features; f++, rows += points * points * stride) {
-            const PairPlace& place = places[f];
-            const float* lower = rows + place.row * stride;
-            const float* middle = lower + (place.flags & X_IS_LARGER ? points * stride : stride);
+        for (int f = f_begin; f < f_end; f++, rows += points * points * stride) {
+            const float *lower = rows + places->lower[f] * stride, *middle = rows + places->middle[f] * stride;
             const float* upper = lower + to_upper;
             KEEP_POINTER(middle);
             KEEP_POINTER(upper);
-            const Vector larger = splat(place.larger), smaller = splat(place.smaller);
+            const Vector larger = splat(places->larger[f]), smaller = splat(places->smaller[f]);
             const Vector to_lower = ones - larger, to_middle = larger - smaller;
 #pragma GCC unroll 8
             for (int k = 0; k < vectors; k++) sum[k] += to_lower * load(lower + k * LANES);
@@ -102,7 +111,7 @@ struct PairForward {
     Rows x, z, weight, y;  // x, z (N, I), weight (I*G*G, O), y (N, O)
     PairGrid grid;
     int64_t rows;  // of W that belong to one feature
-    int max_vectors, tile_features;
+    int max_vectors = MAX_VECTORS, tile_features = CHUNK / 2;
 
     PairForward(const Shape& s, const float* x_data, const float* z_data, const float* weight_data, float* y_data)
         : shape(s),
@@ -112,15 +121,16 @@ struct PairForward {
           y{(char*)y_data, false, s.outputs},
           grid(s),
           rows(s.points * s.points) {
-        max_vectors = s.points <= 4 ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
-        const int64_t tile_bytes = 32 << 10;
-        tile_features = CHUNK;
+        // Measured with L1 caches of 32 KiB and L2 caches of 1 MiB: a tile that leaves L1 costs less than strips half as
+        // wide, or than more passes over the sums.
+        const int64_t tile_bytes = 96 << 10, widest_bytes = 192 << 10;
+        while (max_vectors > 1 && rows * max_vectors * LANES * 4 > widest_bytes) max_vectors /= 2;
         while (tile_features > 1 && tile_features * rows * max_vectors * LANES * 4 > tile_bytes) tile_features /= 2;
     }
 
     void run() const {
         const int threads = useful_threads(shape);
-        const int64_t max_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 1024);  // sums of 1.5 MiB
+        const int64_t max_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 2048);  // sums of 1.5 MiB
         const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, max_tokens), threads) * threads;
         const int64_t block = ceil_div(shape.tokens, even_blocks), blocks = ceil_div(shape.tokens, block);
         const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;  // few tokens: split outputs as well
@@ -136,31 +146,32 @@ struct PairForward {
         const int64_t tokens = token_end - token, padded = ceil_div(output_end - output, LANES) * LANES;
         if (padded <= 0) return;
         Buffer<float> tile(tile_features * rows * max_vectors * LANES), sums(tokens * padded);
-        Buffer<PairPlace> places(tokens * CHUNK);
+        Buffer<PairPlaces> places(tokens);
         for (int64_t i = 0; i < shape.inputs; i += CHUNK) {
             const int features = int(std::min<int64_t>(CHUNK, shape.inputs - i));
-            for (int64_t n = 0; n < tokens; n++) grid.locate(x, z, token + n, i, features, places + n * CHUNK);
+            for (int64_t n = 0; n < tokens; n++) grid.locate(x, z, token + n, i, features, places[n]);
             for (int f = 0; f < features; f += tile_features)
-                add_features(i + f, std::min(tile_features, features - f), tokens, output, output_end, places + f, tile,
-                             sums);
+                add_features(i, f, std::min(f + tile_features, features), tokens, output, output_end, places, tile, sums);
         }
-        for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
-            const float* strip = sums + (o - output) * tokens;
-            for (int64_t n = 0; n < tokens; n++) y.write(token + n, o, count, strip + n * vectors * LANES);
-        });
+        for (int64_t n = 0; n < tokens; n++)
+            for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
+                y.write(token + n, o, count, sums + (o - output) * tokens + n * vectors * LANES);
+            });
     }
 
-    void add_features(int64_t i, int features, int64_t tokens, int64_t output, int64_t output_end,
-                      const PairPlace* places, float* tile, float* sums) const {
+    // Adds the features from i + f to i + f_end, `places` being those of the chunk from i on.
+    void add_features(int64_t i, int f, int f_end, int64_t tokens, int64_t output, int64_t output_end,
+                      const PairPlaces* places, float* tile, float* sums) const {
+        const int64_t row = (i + f) * rows, count_of_rows = (f_end - f) * rows;
         for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
             // With few tokens, read W where it lies: packing would read all control points of each function.
             const int length = vectors * LANES;
             const bool in_place = count == length && (tokens < rows || weight.packed_enough(count));
             if (!in_place)
-                for (int64_t r = 0; r < features * rows; r++)
-                    weight.read(i * rows + r, o, count, length, tile + r * length);
-            pairs_adder(vectors)(in_place ? weight.floats(i * rows, o) : tile, in_place ? shape.outputs : length,
-                                 shape.points, places, features, tokens, i == 0, sums + (o - output) * tokens);
+                for (int64_t r = 0; r < count_of_rows; r++)
+                    weight.read(row + r, o, count, length, tile + r * length);
+            pairs_adder(vectors)(in_place ? weight.floats(row, o) : tile, in_place ? shape.outputs : length,
+                                 shape.points, places, f, f_end, tokens, i + f == 0, sums + (o - output) * tokens);
         });
     }
 };

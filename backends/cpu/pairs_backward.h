@@ -13,9 +13,10 @@
 namespace {
 
 struct PairVisit {  // a token in a triangle
-    int32_t token, flags;
+    int32_t token;
     float larger, smaller;
 };
+constexpr int FLAG_BITS = 3;  // of PairPlaces::flags
 
 struct Products {  // of LANES visits, whose lanes are then summed together
     float by_larger[LANES * LANES], by_smaller[LANES * LANES];
@@ -93,30 +94,32 @@ struct PairBackward {
     static constexpr int64_t MAX_TOKENS = 2048;
     static constexpr int WIDEST = std::max(1, MAX_VECTORS / 2);  // vectors in a strip: five registers for each
 
-    // The working memory of one thread for its features and a block of tokens.
+    // The working memory of one thread, for a block of tokens and a chunk of features.
     struct Workspace {
         int64_t visits_stride, sums_stride;
-        Buffer<float> grad_y, sums, weight, grad_weight, grad_in;
-        Buffer<PairVisit> visits;  // (features, tokens), sorted by triangle
-        Buffer<int32_t> ends;      // (features, 1 + triangles): after the 0, the end of each triangle's visits
-        Buffer<PairPlace> places;  // (tokens, CHUNK)
+        Buffer<float> grad_y;  // (strips, tokens, length of the strip)
+        Buffer<float> sums, weight, grad_weight;
+        Buffer<PairVisit> visits;   // (CHUNK, tokens), sorted by triangle
+        Buffer<int32_t> ends;       // (CHUNK, 1 + triangles): after the 0, the end of each triangle's visits
+        Buffer<int32_t> visit_of;   // (tokens, CHUNK): the visit that a pair became, and its flags
+        Buffer<PairPlaces> places;  // (tokens)
         Buffer<Products> products;
 
-        Workspace(int64_t tokens, int64_t features, int64_t rows, int64_t triangles)
+        Workspace(int64_t tokens, int64_t outputs, int64_t rows, int64_t triangles)
             : visits_stride(tokens + AHEAD),
               sums_stride(ceil_div(tokens, LANES) * LANES),
-              grad_y(tokens * WIDEST * LANES),
-              sums(features * 2 * sums_stride),
+              grad_y(tokens * ceil_div(outputs, LANES) * LANES),
+              sums(CHUNK * 2 * sums_stride),
               weight(rows * WIDEST * LANES),
               grad_weight(rows * WIDEST * LANES),
-              grad_in(2 * CHUNK * tokens),
-              visits(features * visits_stride),
-              ends(features * (1 + triangles)),
-              places(tokens * CHUNK),
+              visits(CHUNK * visits_stride),
+              ends(CHUNK * (1 + triangles)),
+              visit_of(tokens * CHUNK),
+              places(tokens),
               products(1) {}
 
-        PairSlopes slopes(int64_t feature) const {
-            float* by_larger = sums + feature * 2 * sums_stride;
+        PairSlopes slopes(int f) const {
+            float* by_larger = sums + f * 2 * sums_stride;
             return {by_larger, by_larger + sums_stride};
         }
     };
@@ -142,61 +145,67 @@ struct PairBackward {
             run_features(shape.inputs * k / threads, shape.inputs * (k + 1) / threads);
     }
 
-    void run_features(int64_t i, int64_t i_end) const {
-        Workspace work(std::min(MAX_TOKENS, shape.tokens), i_end - i, rows, triangles);
+    void run_features(int64_t i_begin, int64_t i_end) const {
+        Workspace work(std::min(MAX_TOKENS, shape.tokens), shape.outputs, rows, triangles);
         for (int64_t token = 0; token < shape.tokens; token += MAX_TOKENS) {
             const int64_t tokens = std::min(MAX_TOKENS, shape.tokens - token);
-            for_chunks(i, i_end, [&](int64_t c, int count) { sort_visits(token, tokens, c, count, c - i, work); });
-            std::memset(work.sums, 0, (i_end - i) * 2 * work.sums_stride * sizeof(float));
             for_strips(0, shape.outputs, WIDEST, [&](int64_t o, int count, int vectors) {
+                float* strip = work.grad_y + o * tokens;
                 const int length = vectors * LANES;
-                for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, work.grad_y + n * length);
-                for (int64_t f = i; f < i_end; f++) visit_feature(f, f - i, token, tokens, o, count, vectors, work);
+                for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, strip + n * length);
             });
-            for_chunks(i, i_end, [&](int64_t c, int count) { write_grad_in(token, tokens, c, count, c - i, work); });
+            for (int64_t i = i_begin; i < i_end; i += CHUNK) {
+                const int features = int(std::min<int64_t>(CHUNK, i_end - i));
+                sort_visits(token, tokens, i, features, work);
+                std::memset(work.sums, 0, CHUNK * 2 * work.sums_stride * sizeof(float));
+                for_strips(0, shape.outputs, WIDEST, [&](int64_t o, int count, int vectors) {
+                    for (int f = 0; f < features; f++) visit_feature(i, f, token, tokens, o, count, vectors, work);
+                });
+                write_grad_in(token, tokens, i, features, work);
+            }
         }
     }
 
-    template <typename Body>
-    static void for_chunks(int64_t i, int64_t i_end, Body body) {
-        for (; i < i_end; i += CHUNK) body(i, int(std::min<int64_t>(CHUNK, i_end - i)));
+    static int32_t triangle(const PairPlaces& places, int f) {
+        return 2 * places.lower[f] + (places.flags[f] & X_IS_LARGER);
     }
 
-    static int64_t triangle(const PairPlace& place) { return 2 * place.row + (place.flags & X_IS_LARGER); }
-
-    // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on, the thread's features from `own`
-    // on.
-    void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
+    // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on.
+    void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, Workspace& work) const {
         const int64_t stride = 1 + triangles;
-        int32_t* ends = work.ends + own * stride;
-        PairVisit* visits = work.visits + own * work.visits_stride;
+        int32_t *ends = work.ends, *visit_of = work.visit_of;
+        PairVisit* visits = work.visits;
         std::memset(ends, 0, features * stride * sizeof(int32_t));
         for (int64_t n = 0; n < tokens; n++) {
-            PairPlace* places = work.places + n * CHUNK;
+            PairPlaces& places = work.places[n];
             grid.locate(x, z, token + n, i, features, places);
-            for (int f = 0; f < features; f++) ends[f * stride + 1 + triangle(places[f])]++;
+            for (int f = 0; f < features; f++) ends[f * stride + 1 + triangle(places, f)]++;
         }
         for (int f = 0; f < features; f++)
             for (int64_t k = 1; k <= triangles; k++) ends[f * stride + k] += ends[f * stride + k - 1];
         // Now ends[k] is where triangle k starts. Each visit moves it on by one, so in the end it is where k ends.
-        for (int64_t n = 0; n < tokens; n++)
+        for (int64_t n = 0; n < tokens; n++) {
+            const PairPlaces& places = work.places[n];
             for (int f = 0; f < features; f++) {
-                const PairPlace& place = work.places[n * CHUNK + f];
-                const int32_t at = ends[f * stride + triangle(place)]++;
-                visits[f * work.visits_stride + at] = {int32_t(n), place.flags, place.larger, place.smaller};
+                const int32_t at = ends[f * stride + triangle(places, f)]++;
+                visits[f * work.visits_stride + at] = {int32_t(n), places.larger[f], places.smaller[f]};
+                visit_of[n * CHUNK + f] = at << FLAG_BITS | places.flags[f];
             }
+        }
         for (int f = 0; f < features; f++)  // prefetching reads past the end
             std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, PairVisit{});
     }
 
-    void visit_feature(int64_t i, int64_t own, int64_t token, int64_t tokens, int64_t o, int count, int vectors,
+    // Visits a strip of outputs for feature f of the chunk from i on.
+    void visit_feature(int64_t i, int f, int64_t token, int64_t tokens, int64_t o, int count, int vectors,
                        Workspace& work) const {
         const int length = vectors * LANES;
-        for (int64_t r = 0; r < rows; r++) weight.read(i * rows + r, o, count, length, work.weight + r * length);
+        const int64_t row = (i + f) * rows;
+        for (int64_t r = 0; r < rows; r++) weight.read(row + r, o, count, length, work.weight + r * length);
         std::memset(work.grad_weight, 0, rows * length * sizeof(float));
 
-        const int32_t* ends = work.ends + own * (1 + triangles);
-        const PairSlopes slopes = work.slopes(own);
+        const int32_t* ends = work.ends + f * (1 + triangles);
+        const PairSlopes slopes = work.slopes(f);
         const auto visit = triangle_visitor(vectors);
         for (int64_t k = 0, start = 0; k < triangles; start = ends[k++]) {
             if (start == ends[k]) continue;
@@ -204,40 +213,43 @@ struct PairBackward {
             const int64_t middle = lower + (k % 2 ? shape.points : 1) * length;
             const float* w = work.weight;
             float* grad_w = work.grad_weight;
-            visit(work.grad_y, length, work.visits + own * work.visits_stride, int(start), ends[k],
+            visit(work.grad_y + o * tokens, length, work.visits + f * work.visits_stride, int(start), ends[k],
                   {w + lower, w + middle, w + upper}, {grad_w + lower, grad_w + middle, grad_w + upper},
                   *work.products, slopes);
         }
         if (tokens % LANES) slopes.add(*work.products, tokens / LANES * LANES);
 
-        float* to = grad_weight + i * rows * shape.outputs + o;
-        for (const float *from = work.grad_weight, *end = from + rows * length; from < end; from += length) {
-            for (int k = 0; k < count; k++) to[k] = from[k] + (token == 0 ? 0 : to[k]);
-            to += shape.outputs;
+        const Rows to{(char*)grad_weight, false, shape.outputs};
+        for (int64_t r = 0; r < rows; r++) {
+            float* sum = work.grad_weight + r * length;
+            if (token > 0) {
+                float before[WIDEST * LANES];
+                to.read(row + r, o, count, length, before);
+                for (int k = 0; k < length; k += LANES) store(sum + k, load(sum + k) + load(before + k));
+            }
+            to.write(row + r, o, count, sum);
         }
     }
 
-    void write_grad_in(int64_t token, int64_t tokens, int64_t i, int features, int64_t own, Workspace& work) const {
+    void write_grad_in(int64_t token, int64_t tokens, int64_t i, int features, Workspace& work) const {
         const float scale = grid.inverse_spacing();
-        float *by_x = work.grad_in, *by_z = by_x + CHUNK * tokens;  // by feature
-        for (int f = 0; f < features; f++) {
-            const PairVisit* visits = work.visits + (own + f) * work.visits_stride;
-            const PairSlopes slopes = work.slopes(own + f);
-            for (int64_t m = 0; m < tokens; m++) {
-                const float larger = scale * slopes.by_larger[m], smaller = scale * slopes.by_smaller[m];
-                const int32_t flags = visits[m].flags, at = f * int32_t(tokens) + visits[m].token;
-                by_x[at] = !(flags & X_INSIDE) ? 0 : flags & X_IS_LARGER ? larger : smaller;
-                by_z[at] = !(flags & Z_INSIDE) ? 0 : flags & X_IS_LARGER ? smaller : larger;
-            }
-        }
-        for (int64_t n = 0; n < tokens; n++) {
-            float row[2][CHUNK];
+        const int32_t* visit_of = work.visit_of;
+        for (int64_t n = 0; n < tokens; n++, visit_of += CHUNK) {
+            float larger[CHUNK] = {}, smaller[CHUNK] = {}, by_x[CHUNK], by_z[CHUNK];
             for (int f = 0; f < features; f++) {
-                row[0][f] = by_x[f * tokens + n];
-                row[1][f] = by_z[f * tokens + n];
+                const PairSlopes slopes = work.slopes(f);
+                larger[f] = scale * slopes.by_larger[visit_of[f] >> FLAG_BITS];
+                smaller[f] = scale * slopes.by_smaller[visit_of[f] >> FLAG_BITS];
             }
-            grad_x.write(token + n, i, features, row[0]);
-            grad_z.write(token + n, i, features, row[1]);
+            for (int f = 0; f < CHUNK; f++) {  // all, so that compilers make vectors of them
+                const bool x_is_larger = visit_of[f] & X_IS_LARGER;
+                const float slope_of_x = x_is_larger ? larger[f] : smaller[f];
+                const float slope_of_z = x_is_larger ? smaller[f] : larger[f];
+                by_x[f] = visit_of[f] & X_INSIDE ? slope_of_x : 0;
+                by_z[f] = visit_of[f] & Z_INSIDE ? slope_of_z : 0;
+            }
+            grad_x.write(token + n, i, features, by_x);
+            grad_z.write(token + n, i, features, by_z);
         }
     }
 };
