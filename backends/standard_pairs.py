@@ -11,7 +11,9 @@ where the middle corner is (j+1, k) if t ≥ s, else (j, k+1). Its slopes are di
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ def pair_sum(x: Tensor, z: Tensor, control_points: Tensor, spline_width: float) 
     Materialises the smaller of (N, I, G²) and (N, I, O) values.
     """
     points, outputs = control_points.shape[2:]
-    with torch.autocast(x.device.type, enabled=False):  # sums are not to be rounded to half precision
+    with _without_autocast(x.device.type):
         corners = Corners.of(x, z, points, spline_width)
         table = control_points.to(sum_dtype(x, control_points)).reshape(-1, outputs)  # (I·G², O)
         if points**2 <= outputs:
@@ -44,7 +46,7 @@ def gradients(
     Materialises (N, I, G²) values.
     """
     inputs, points, _, outputs = control_points.shape
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         corners = Corners.of(x, z, points, spline_width)
         table = control_points.to(sum_dtype(x, control_points)).reshape(-1, outputs)  # (I·G², O)
         grad = grad.to(table.dtype)
@@ -76,6 +78,11 @@ def check_arguments(x: Tensor, z: Tensor, control_points: Tensor, spline_width: 
         )
     if not all(tensor.is_floating_point() for tensor in (x, z, control_points)):
         raise ValueError(f"all must be of floating dtypes; got {x.dtype}, {z.dtype} and {control_points.dtype}")
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A context in which sums are not rounded to half precision; nothing on PyTorch's meta device, which has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def sum_dtype(x: Tensor, control_points: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from backends import standard_pairs
 from backends.pairs import pair_sum
@@ -234,6 +235,24 @@ def test_compiled(form: PairSum) -> None:
     compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
     for value, truth in zip(run(compiled, *arguments), run(form, *arguments), strict=True):
         torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [3, 40])
+def test_what_is_exported_to_onnx_is_made_of_standard_operators(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, z, weight, _ = draw(33, 5, outputs, 5)
+    y = pair_sum(x, z, weight, 4.0)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    graph = make_fx(lambda *tensors: pair_sum(*tensors, 4.0))(x, z, weight)
+    assert all(str(node.target).startswith("aten.") for node in graph.graph.nodes if node.op == "call_function")
+    torch.testing.assert_close(graph(x, z, weight), y, rtol=1e-5, atol=1e-5)
+
+
+@every_form
+def test_shapes_are_known_without_computing(form: PairSum) -> None:
+    leaves = tuple(tensor.to("meta").requires_grad_() for tensor in draw(3, 4, 7, 5)[:3])
+    y = form(*leaves, 4.0)
+    assert y.shape == (3, 7)
+    assert [gradient.shape for gradient in torch.autograd.grad(y.sum(), leaves)] == [leaf.shape for leaf in leaves]
 
 
 @pytest.mark.parametrize(
