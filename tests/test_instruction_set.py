@@ -121,3 +121,18 @@ def test_amx_is_ruled_out_by_every_set_that_is_named(asked: Ask, named: str, mon
         ValueError, match=f"'amx' cannot be used here: SPLINEGPT_CPU is '{named}', which is without AMX"
     ):
         KANLayer(5, 4, impl="amx")
+
+
+@pytest.mark.parametrize("amd", [False, True])
+@pytest.mark.parametrize("products", [False, True])
+def test_bfloat16_is_fast_with_amx_or_on_amd(amd: bool, products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPLINEGPT_CPU", raising=False)
+    monkeypatch.setattr(instruction_set, "is_amd", lambda: amd)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert instruction_set.has_fast_bfloat16() == (amd and products)
+    monkeypatch.setenv("SPLINEGPT_CPU", "avx512")
+    assert not instruction_set.has_fast_bfloat16(), "the set that was asked for is without"
+    monkeypatch.delenv("SPLINEGPT_CPU")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert instruction_set.has_fast_bfloat16()

@@ -28,6 +28,7 @@ USED = {
     "torch._sparse_semi_structured_mm",
     "torch.cpu._is_amx_tile_supported",
     "torch.cpu._is_avx2_supported",
+    "torch.cpu._is_avx512_bf16_supported",
     "torch.cpu._is_avx512_supported",
     "torch.utils._python_dispatch",  # bench/beside_kernels.py counts memory by it
 }
@@ -90,7 +91,7 @@ def a_step() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def test_training_gives_the_same_numbers(without: Path) -> None:
-    for optimizer, tolerance in (("adamw", 0.0), ("muon", 1e-2)):  # muon multiplies in float32 if it finds no AMX
+    for optimizer, tolerance in (("adamw", 0.0), ("muon", 1e-2)):  # muon multiplies in float32 if it finds no bfloat16
         losses, expected = (
             [record["train_loss"] for record in read_metrics(without / name)]
             for name in (f"{optimizer}-without", optimizer)
