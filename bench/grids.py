@@ -40,7 +40,7 @@ USAGE = (
 SHOWN = 0.75  # the share of the losses' range, from the lowest up, that the picture shows
 RECIPE = "configs/shakespeare_char_cpu.toml"
 COMMON: dict[str, Any] = {"architecture": "modern", "ffn": "splines", "spline_width": 4.0}
-COMMON |= {"compile": False, "splines": False, "sample_tokens": 0}
+COMMON |= {"dtype": "float32", "compile": False, "splines": False, "sample_tokens": 0}
 # For the method "refine": the grids on the way to the one named. The knots of each are among those of the next. Each
 # trains for an equal share of the steps.
 NESTED = {5: [5], 8: [8], 9: [5, 9], 16: [6, 16], 17: [5, 9, 17], 22: [8, 22], 33: [5, 9, 17, 33], 64: [8, 22, 64]}

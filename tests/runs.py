@@ -42,6 +42,7 @@ TINY = {
     "sample_tokens": 8,
     "num_threads": 1,
     "device": "cpu",
+    "dtype": "float32",
     "splines": False,
     "report": "off",
 }

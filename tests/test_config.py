@@ -19,7 +19,7 @@ from backends import IMPLS
 from common.command_line import option_groups
 from common.errors import UserError
 from kan_layer import VARIANTS
-from model import ARCHITECTURES, FEED_FORWARDS
+from model import ARCHITECTURES, FEED_FORWARDS, PAIR_VARIANTS, PAIRS
 from tests.runs import ROOT, call
 from train import main
 from training import config as config_module
@@ -74,6 +74,8 @@ def configs(draw: st.DrawFn) -> Config:
     values = {name: draw(values_of(name)) for name in FIELDS}
     values["n_head"] = draw(st.integers(1, 16))
     values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 16))
+    if values["ffn"] == PAIRS:
+        values["kan_variant"] = draw(st.sampled_from(PAIR_VARIANTS))
     if values["kan_zero_centred"]:
         values["num_control_points"] |= 1  # odd
         values["kan_variant"] = "B-spline"
