@@ -17,6 +17,7 @@ BLOCKS = {
     "splines": {"ffn": "splines"},
     "gated": {"ffn": "gated_splines", "attention_gate": True, "token_shift": True},
     "balanced": {"ffn": "splines", "kan_variant": "balanced"},
+    "pairs": {"ffn": "pair_splines", "kan_variant": "balanced", "num_control_points": 4, "token_shift": True},
 }
 
 
@@ -30,7 +31,11 @@ def group_of_one() -> Iterator[None]:
 def small_gpt(**block: object) -> GPT:
     sizes = {"vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "num_control_points": 17}
     torch.manual_seed(0)
-    return GPT(GPTConfig(**sizes, **block, kan_init="random_normal", zero_init_projections=False))  # type: ignore[arg-type]
+    return GPT(GPTConfig(**{**sizes, **block}, kan_init="random_normal", zero_init_projections=False))  # type: ignore[arg-type]
+
+
+def spline_layers(model: GPT) -> list[nn.Module]:
+    return [*model.spline_layers(), *model.pair_layers()]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -46,7 +51,7 @@ def test_spline_layers_see_float32_and_others_bfloat16(block: str, group_of_one:
 
     shard(model, BFLOAT16, ALONE)
     names = {id(layer): name for name, layer in model.named_modules()}
-    splines = {names[id(layer)] for layer in model.spline_layers()}
+    splines = {names[id(layer)] for layer in spline_layers(model)}
     for name, module in model.named_modules():
         if name in splines or isinstance(module, nn.Linear):
             note(name, module)
@@ -61,15 +66,17 @@ def test_spline_layers_see_float32_and_others_bfloat16(block: str, group_of_one:
 def test_a_sharded_layer_computes_what_it_computes_in_one_process(block: str, group_of_one: None) -> None:
     """Bit for bit, from the inputs that it gets."""
     whole, model = small_gpt(**BLOCKS[block]), small_gpt(**BLOCKS[block])
-    inputs: list[Tensor] = []
+    inputs: list[list[Tensor]] = []
     outputs: list[Tensor] = []
     shard(model, BFLOAT16, ALONE)
-    for layer in model.spline_layers():
-        layer.register_forward_hook(lambda _, given, y: (inputs.append(given[0].detach()), outputs.append(y))[1])
+    for layer in spline_layers(model):
+        layer.register_forward_hook(
+            lambda _, given, y: (inputs.append([x.detach() for x in given]), outputs.append(y))[1]
+        )
     x = torch.randint(50, (4, 16))
     with BFLOAT16.autocast():
         model(x, x)
-        expected = [layer(given) for layer, given in zip(whole.spline_layers(), inputs, strict=True)]
+        expected = [layer(*given) for layer, given in zip(spline_layers(whole), inputs, strict=True)]
     assert outputs and all(torch.equal(y, other) for y, other in zip(outputs, expected, strict=True))
 
 
@@ -88,6 +95,6 @@ def test_the_gradient_is_about_that_of_one_process(block: str, compile: bool, gr
         loss.backward()
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
-    for layer, other in zip(model.spline_layers(), whole.spline_layers(), strict=True):
+    for layer, other in zip(spline_layers(model), spline_layers(whole), strict=True):
         found, expected = layer.weight.grad.full_tensor(), other.weight.grad  # type: ignore[union-attr]
         assert (found - expected).norm() < 0.03 * expected.norm()

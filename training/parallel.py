@@ -161,7 +161,7 @@ def shard(model: GPT, device: Device, world: World) -> None:
     if narrow is not None:
         # Of results that are changed in place, which no block does.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-        for layer in model.spline_layers():
+        for layer in (*model.spline_layers(), *model.pair_layers()):
             fully_shard(layer, mesh=mesh, mp_policy=replace(policy, param_dtype=None))
     for block in model.blocks:
         if device.compile:
