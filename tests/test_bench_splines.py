@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import attention, conditioning, grids, variants
+from bench import attention, conditioning, grids, sampling, variants
 from splines.parametrisation import VARIANTS
 from tests.runs import TINY, assert_one_sentence, call, make_dataset
 
@@ -92,3 +92,40 @@ def test_attention_prints_both_types_and_refuses_heads_that_do_not_fit() -> None
     assert "one operator" in done.out
     assert all(float(number) > 0 for line in lines for number in line[1:])
     assert_one_sentence(call(attention.main, "--n_head=3"), "n_embd must be a multiple of n_head")
+
+
+NANOGPT = """
+import torch
+from dataclasses import dataclass
+
+@dataclass
+class GPTConfig:
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    bias: bool
+    dropout: float
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def get_num_params(self):
+        return 1234
+
+    def generate(self, tokens, count, temperature, top_k):
+        assert self.config.vocab_size > 1 and tokens.shape == (1, 1)
+        torch.randn(64, 64) @ torch.randn(64, 64)
+"""
+
+
+def test_sampling_is_timed_beside_nanogpt(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(NANOGPT)
+    done = call(sampling.main, f"--nanogpt={tmp_path}", "--tokens=3", "--texts=2", "--repeats=1")
+    assert done.code == 0 and "1,234 nanoGPT's" in done.out, done
+    numbers = [line.split()[2:] for line in done.out.splitlines() if " text" in line and "tokens" not in line]
+    assert len(numbers) == 2 and all(float(number) >= 0 for line in numbers for number in line)
+    assert_one_sentence(call(sampling.main, f"--nanogpt={tmp_path / 'none'}"), "has no model.py")
