@@ -2,7 +2,7 @@
 
 Each maps width → width. A class with `takes_gate_input` has a gate and takes the input of that gate as a second
 argument. With token shift, gated layers show the mix of this and the previous token to their gate only; other layers
-see nothing but the mix. A class with `takes_previous` takes the previous token's features as a third.
+see nothing but the mix. A layer with `takes_previous` takes the previous token's features as a third.
 """
 
 from __future__ import annotations
@@ -59,39 +59,34 @@ class SwiGLU(nn.Module):
 
 
 class GatedSplines(nn.Module):
-    """Linear(KANLayer(x) ⊙ Linear(x)): splines of the features, gated by learnt directions."""
+    """Linear(KANLayer(x) ⊙ Linear(x)): splines of the features, gated by learnt directions.
+
+    With `takes_previous` they are functions of each feature now and one token before: PairLayer(x, previous).
+    """
 
     takes_gate_input: ClassVar[bool] = True
 
-    def __init__(self, splines: nn.Module, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
-        """`splines` maps width → hidden."""
+    def __init__(
+        self,
+        splines: nn.Module,
+        width: int,
+        hidden: int,
+        bias: bool,
+        norm: nn.Module | None = None,
+        takes_previous: bool = False,
+    ) -> None:
+        """`splines` maps width, or width and width, → hidden."""
         super().__init__()
+        self.takes_previous = takes_previous
         self.splines = splines
         self.c_gate = nn.Linear(width, hidden, bias=bias)
         self.norm = norm or nn.Identity()
         self.c_proj = nn.Linear(hidden, width, bias=bias)
 
-    def forward(self, x: Tensor, gate_input: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, gate_input: Tensor | None = None, previous: Tensor | None = None) -> Tensor:
         gate = self.c_gate(x if gate_input is None else gate_input)
-        return self.c_proj(self.norm(self.splines(x) * gate))
-
-
-class GatedPairSplines(nn.Module):
-    """Linear(PairLayer(x, previous) ⊙ Linear(x)): functions of each feature now and one token before, gated."""
-
-    takes_gate_input: ClassVar[bool] = True
-    takes_previous: ClassVar[bool] = True
-
-    def __init__(self, pairs: nn.Module, width: int, hidden: int, bias: bool, norm: nn.Module | None = None) -> None:
-        """`pairs` maps width and width → hidden."""
-        super().__init__()
-        self.pairs = pairs
-        self.c_gate = nn.Linear(width, hidden, bias=bias)
-        self.norm = norm or nn.Identity()
-        self.c_proj = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, x: Tensor, gate_input: Tensor, previous: Tensor) -> Tensor:
-        return self.c_proj(self.norm(self.pairs(x, previous) * self.c_gate(gate_input)))
+        functions = self.splines(x, previous) if self.takes_previous else self.splines(x)
+        return self.c_proj(self.norm(functions * gate))
 
 
 class TokenShift(nn.Module):

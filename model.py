@@ -20,7 +20,7 @@ from attention import CausalSelfAttention, KVCache
 from backends import IMPLS
 from common.tables import fill_tables
 from embeddings import PairEmbedding, RotaryEmbedding
-from feed_forward import MLP, AttentionGate, GatedPairSplines, GatedSplines, SwiGLU, TokenShift, relu_squared
+from feed_forward import MLP, AttentionGate, GatedSplines, SwiGLU, TokenShift, relu_squared
 from kan_layer import KANLayer
 from pair_layer import PairLayer
 from splines.checks import check_choice, check_integer, check_literals, check_middle, check_width
@@ -239,7 +239,8 @@ def pair_splines(config: GPTConfig) -> nn.Module:
     init = "random_normal" if config.kan_init == "auto" else config.kan_init
     points, width, variant = config.num_control_points, config.spline_width, config.kan_variant
     pairs = PairLayer(config.n_embd, hidden, init, points, width, variant)
-    return GatedPairSplines(pairs, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+    norm = hidden_norm(config, hidden)
+    return GatedSplines(pairs, config.n_embd, hidden, config.bias, norm, takes_previous=True)
 
 
 def mlp(config: GPTConfig, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:

@@ -129,17 +129,9 @@ struct PairForward {
     }
 
     void run() const {
-        const int threads = useful_threads(shape);
-        const int64_t max_tokens = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, 2048);  // sums of 1.5 MiB
-        const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, max_tokens), threads) * threads;
-        const int64_t block = ceil_div(shape.tokens, even_blocks), blocks = ceil_div(shape.tokens, block);
-        const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;  // few tokens: split outputs as well
-        const int64_t part = ceil_div(ceil_div(shape.outputs, parts), LANES) * LANES;
-#pragma omp parallel for schedule(static) num_threads(threads) collapse(2)
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t p = 0; p < parts; p++)
-                run_block(b * block, std::min((b + 1) * block, shape.tokens), p * part,
-                          std::min((p + 1) * part, shape.outputs));
+        for_blocks(shape, 2048, [&](int64_t token, int64_t token_end, int64_t output, int64_t output_end) {
+            run_block(token, token_end, output, output_end);
+        });
     }
 
     void run_block(int64_t token, int64_t token_end, int64_t output, int64_t output_end) const {

@@ -33,6 +33,24 @@ inline int useful_threads(const Shape& shape) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Calls body(first token, end of tokens, first output, end of outputs) in parallel for blocks of up to max_tokens tokens,
+// whose sums take at most 1.5 MiB. With few tokens the outputs are divided as well, so that every thread has work; then
+// a block may have no outputs.
+template <typename Body>
+void for_blocks(const Shape& shape, int64_t max_tokens, Body body) {
+    const int threads = useful_threads(shape);
+    const int64_t fitting = std::clamp<int64_t>((3 << 17) / shape.outputs, 64, max_tokens);
+    const int64_t even_blocks = ceil_div(ceil_div(shape.tokens, fitting), threads) * threads;
+    const int64_t block = ceil_div(shape.tokens, even_blocks), blocks = ceil_div(shape.tokens, block);
+    const int64_t parts = blocks < threads ? ceil_div(threads, blocks) : 1;
+    const int64_t part = ceil_div(ceil_div(shape.outputs, parts), LANES) * LANES;
+#pragma omp parallel for schedule(static) num_threads(threads) collapse(2)
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t p = 0; p < parts; p++)
+            body(b * block, std::min((b + 1) * block, shape.tokens), p * part,
+                 std::min((p + 1) * part, shape.outputs));
+}
+
 constexpr int CHUNK = 16;  // features located together: a cache line of x
 
 class Grid {
