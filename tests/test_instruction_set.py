@@ -13,8 +13,6 @@ from backends import amx, instruction_set, native_build
 from kan_layer import KANLayer
 from tests import machine
 from tests.test_native_build import assert_falls_back, assert_works, forget
-from training.config import Config
-from training.device import choose_device
 
 pytestmark = pytest.mark.needs("compiler")
 Ask = Callable[[str], None]
@@ -138,13 +136,3 @@ def test_bfloat16_is_fast_with_amx_or_on_amd(amd: bool, products: bool, monkeypa
     monkeypatch.delenv("SPLINEGPT_CPU")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert instruction_set.has_fast_bfloat16()
-
-
-@pytest.mark.parametrize(("amd", "fast"), [(True, True), (False, True), (True, False)])
-def test_training_takes_bfloat16_where_a_step_is_faster(amd: bool, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with AMX, whose units multiply it faster, too, but the splines do not."""
-    monkeypatch.setattr(instruction_set, "is_amd", lambda: amd)
-    monkeypatch.setattr(instruction_set, "has_fast_bfloat16", lambda: fast)
-    expected = torch.bfloat16 if amd and fast else torch.float32
-    assert choose_device(Config(device="cpu", num_threads=torch.get_num_threads())).dtype is expected
-    assert choose_device(Config(device="cpu", dtype="float32")).dtype is torch.float32

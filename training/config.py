@@ -118,8 +118,8 @@ class MachineOptions:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; or auto: cuda if there is one, else mps, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of matrix products (master weights stay float32). auto: bfloat16 on GPUs that have it, and on
-    CPUs where it is faster (AMD's from Zen 4 on); float16 on other GPUs; float32 elsewhere."""
+    """Precision of matrix products (master weights stay float32). auto: bfloat16 on GPUs that have it, else float16
+    on GPUs and float32 elsewhere."""
     compile: Literal["auto"] | bool = "auto"
     """Use torch.compile. auto: if it saves time. If compiling fails, training goes on without it."""
     num_threads: int = 0

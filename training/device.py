@@ -10,7 +10,6 @@ from common.threads import why_fewer
 
 import torch
 
-from backends import instruction_set
 from common.errors import UserError
 from common.memory import keep_freed_memory
 from training.config import Config
@@ -159,9 +158,7 @@ def _find_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        # On CPUs with AMX a step is no faster in bfloat16 (docs/log.md), since the splines are not.
-        pays = device.type == "cpu" and instruction_set.has_fast_bfloat16() and instruction_set.is_amd()
-        return torch.bfloat16 if pays else torch.float32
+        return torch.float32  # on CPUs bfloat16 gains little with splines (docs/benchmarks.md, "A whole step")
     if name == "float16" and device.type != "cuda":
         raise UserError(f"dtype float16 needs a CUDA GPU, not {device.type}; use --dtype bfloat16 or float32")
     return DTYPES[name]
