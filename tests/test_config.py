@@ -80,6 +80,7 @@ def configs(draw: st.DrawFn) -> Config:
         values["num_control_points"] |= 1  # odd
         values["kan_variant"] = "B-spline"
     if draw(st.booleans()):
+        values["num_control_points"] = min(values["num_control_points"], 10**8 + 1)  # a stage has up to nine digits
         values["kan_refine"] = f"{2 * values['num_control_points'] - 1}@7"
     if values["fsdp"]:  # shards cannot be refined or penalised
         values.update(kan_refine="", kan_smoothness=0.0)
