@@ -9,7 +9,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 HOLD_OUT_EVERY = 10
 
 
-def source_texts(root: Path, wanted: Callable[[str], bool] = bool) -> Iterator[str]:
+def source_texts(root: Path, wanted: Callable[[str], bool] = lambda text: True) -> Iterator[str]:
     """Read the `wanted` UTF-8 `.py` files below `root` in order of path, without tests and installed packages."""
     relative = [path.relative_to(root) for path in root.rglob("*.py")]
     for path in sorted(relative, key=lambda path: path.as_posix()):

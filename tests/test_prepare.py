@@ -120,11 +120,12 @@ def test_the_standard_library_holds_out_every_tenth_file(tmp_path: Path, monkeyp
         (library / left_out).parent.mkdir(parents=True, exist_ok=True)
         (library / left_out).write_text("left out\n")
     (library / "latin1.py").write_bytes(b"# \xe9\n")
+    (library / "package03" / "__init__.py").write_bytes(b"")  # counts as a file
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(library)})
     script("stdlib")["prepare"](None, tmp_path / "out")
     data = Dataset.open(tmp_path / "out")
-    assert decoded(data, "val") == "# 9 \u00e9\n# 19 \u00e9\n"
-    assert decoded(data, "train") == "".join(f"# {i} \u00e9\n" for i in range(25) if i % 10 != 9)
+    assert decoded(data, "val") == "# 8 \u00e9\n# 18 \u00e9\n"
+    assert decoded(data, "train") == "".join(f"# {i} \u00e9\n" for i in range(25) if i % 10 != 8)
     assert "Python 3." in data.meta.source
 
 
