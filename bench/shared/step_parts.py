@@ -84,6 +84,7 @@ def marked(trainer: Trainer) -> Iterator[None]:
             (trainer.optimizer, "step", OPTIMIZER),
             (trainer.optimizer, "zero_grad", OPTIMIZER),
             (optimizer, "orthogonalize", NEWTON_SCHULZ),
+            (optimizer, "step_through_gram", NEWTON_SCHULZ),
             (torch.nn.functional, "cross_entropy", LOSS),
         ):
             if part != LOSS or not trainer.device.compile:
