@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.tables import Tables
 from splines.grid import Array
-from splines.parametrisation import PASSBAND, cosine_modes, widest_dtype
+from splines.parametrisation import PASSBAND, cosine_modes, product, widest_dtype
 
 VARIANTS = ("B-spline", "balanced")
 
@@ -53,8 +53,8 @@ class PairBasis(Tables):
         by_knot: Tensor = weight.unflatten(1, (self.points, self.points))
         if self.modes is None or self.scales is None:
             return by_knot
-        along_z = torch.matmul(self.modes, self.scales.unsqueeze(-1) * by_knot)  # (I, mode of x, knot of z, O)
-        along_both = torch.matmul(self.modes, along_z.flatten(2))  # (I, knot of x, knots of z · O)
+        along_z = product(self.modes, self.scales.unsqueeze(-1) * by_knot)  # (I, mode of x, knot of z, O)
+        along_both = product(self.modes, along_z.flatten(2))  # (I, knot of x, knots of z · O)
         return along_both.view(by_knot.shape)
 
     @torch.no_grad()

@@ -216,7 +216,7 @@ class Parametrisation(Tables):
 
 
 def product(matrix: Tensor, weight: Tensor) -> Tensor:
-    """matrix (H, G) times weight (I, G, O), never in TF32, nor are its derivatives.
+    """matrix (H, G) times weight (…, G, O), never in TF32, nor are its derivatives.
 
     The layer computes with differences of control points, of which the ten bits of TF32 leave little. On CUDA, products
     of float32 are in TF32 if a global setting says so when they run, which for a gradient is long after this. Those of
