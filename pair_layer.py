@@ -22,8 +22,9 @@ class PairLayer(nn.Module):
     """y[o] = Σ_i f_io(x[i], z[i]), each f_io linear on the triangles of a uniform G x G grid, and continuous.
 
     The knots lie evenly on [-spline_width/2, spline_width/2] along both axes, and a diagonal divides each cell of the
-    grid into two triangles (Kuhn 1960). Beyond the grid, a function keeps its value at the nearest point of the grid. A
-    value depends on three of the G² control points, so a token costs 3·I·O multiply-adds whatever G is.
+    grid into two triangles (Kuhn 1960). A value depends on three of the G² control points, so a token costs 3·I·O
+    multiply-adds whatever G is. Beyond the grid, a function goes on straight from the nearest point of the grid, which
+    takes a fourth control point.
 
     Shape: (*, in_features), (*, in_features) → (*, out_features), in the dtype of x (under autocast: its dtype).
 

@@ -1,8 +1,8 @@
 """Splines of pairs of features: y[n,o] = Σ_i f_io(x[n,i], z[n,i]), each f_io linear on triangles of a uniform grid.
 
 The control points of each f_io are its values at the knots of a G x G grid over [-w/2, w/2]². The diagonal on which
-both inputs are equally far into a cell divides it into two triangles (Kuhn 1960). Inputs beyond the grid are moved to
-its edge, so that f_io keeps its value at the nearest point, and its slope there is 0.
+both inputs are equally far into a cell divides it into two triangles (Kuhn 1960). Beyond the grid, f_io goes on
+straight from the nearest point of it, so that planes are exact everywhere.
 """
 
 import torch

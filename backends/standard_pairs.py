@@ -1,11 +1,12 @@
 """Splines of pairs of features in PyTorch's standard operators: on every device, in every dtype, under every transform.
 
-A cell of the grid is divided by the diagonal on which the places t (of x) and s (of z) in it are equal. With the larger
-and the smaller of the two places, a function on either triangle is
+A cell of the grid, with the corners W00, W10 (one knot on in x), W01 (one in z) and W11, is divided by the diagonal on
+which the places t (of x) and s (of z) in it are equal. On either triangle a function is
 
-    (1 - larger)·W[j, k] + (larger - smaller)·W[middle] + smaller·W[j+1, k+1]
+    (1 - t)·W00 + (t - s)·W10 + s·W11   where t ≥ s,      (1 - s)·W00 + (s - t)·W01 + t·W11   elsewhere.
 
-where the middle corner is (j+1, k) if t ≥ s, else (j, k+1). Its slopes are differences of two of these rows.
+Beyond the grid it goes on straight from the nearest point of it. Its slope there along x lies between those of the two
+edges of the cell along x, (1 - s)·(W10 - W00) + s·(W11 - W01), and its slope along z likewise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.cells import accumulation_dtype, find_cell, knot_units, widen
+from backends.cells import accumulation_dtype, locate
 
 
 def pair_sum(x: Tensor, z: Tensor, control_points: Tensor, spline_width: float) -> Tensor:
@@ -52,17 +53,13 @@ def gradients(
         grad = grad.to(table.dtype)
         grad_weight = corners.basis(points, table.dtype).t() @ grad
         by_knot = (grad @ table.t()).reshape(len(x), inputs, points**2)  # PyTorch cannot batch unflatten
-        at = (by_knot.gather(2, row.unsqueeze(2)).squeeze(2) for row in corners.rows(points))
-        lower, middle, upper = at
-        by_larger, by_smaller = middle - lower, upper - middle
+        at00, at10, at01, at11 = (by_knot.gather(2, row.unsqueeze(2)).squeeze(2) for row in corners.rows(points))
+        share_x, share_z = (share.to(table.dtype) for share in corners.slope_shares())
         slopes = (points - 1) / spline_width
-        grad_x = torch.where(corners.x_is_larger, by_larger, by_smaller) * slopes
-        grad_z = torch.where(corners.x_is_larger, by_smaller, by_larger) * slopes
-        grad_x, grad_z = (
-            torch.where(is_inside(place, spline_width), slope, torch.zeros_like(slope)).to(place.dtype)
-            for place, slope in ((x, grad_x), (z, grad_z))
-        )
-        return grad_x, grad_z, grad_weight.reshape(control_points.shape).to(control_points.dtype)
+        grad_x = torch.lerp(at10 - at00, at11 - at01, share_x) * slopes
+        grad_z = torch.lerp(at01 - at00, at11 - at10, share_z) * slopes
+        grad_weight = grad_weight.reshape(control_points.shape).to(control_points.dtype)
+        return grad_x.to(x.dtype), grad_z.to(z.dtype), grad_weight
 
 
 def check_arguments(x: Tensor, z: Tensor, control_points: Tensor, spline_width: float) -> None:
@@ -90,37 +87,49 @@ def sum_dtype(x: Tensor, control_points: Tensor) -> torch.dtype:
     return torch.promote_types(accumulation_dtype(x.dtype), accumulation_dtype(control_points.dtype))
 
 
-def is_inside(x: Tensor, spline_width: float) -> Tensor:
-    """Whether each input lies on the grid, its ends included. NaN does not."""
-    return widen(x).abs() <= spline_width / 2
-
-
 @dataclass(frozen=True)
 class Corners:
-    """The triangle that each pair lies in, and its place there; all (N, I)."""
+    """The cell that each pair lies in, or is nearest to, and its place there; all (N, I)."""
 
-    row: Tensor  # of the lower corner, (j, k), among the G² control points of its function; int64
-    x_is_larger: Tensor  # whether t ≥ s; NaN is not
-    larger: Tensor  # the larger of t and s
-    smaller: Tensor
+    row: Tensor  # of W00 among the G² control points of its function; int64
+    t: Tensor  # the nearest place of x in the cell, 0 … 1
+    s: Tensor  # that of z
+    beyond_t: Tensor  # how far x lies from that place, in cells; 0 on the grid
+    beyond_s: Tensor
+    x_is_larger: Tensor  # whether x lies further into the cell than z; not if either is NaN
 
     @classmethod
     def of(cls, x: Tensor, z: Tensor, points: int, spline_width: float) -> Corners:
-        """The triangles of the pairs x, z, differentiable; inputs beyond the grid are moved to its edge."""
-        dtype = accumulation_dtype(torch.promote_types(x.dtype, z.dtype))
-        (j, t), (k, s) = (_locate_on_grid(each, points, spline_width, dtype) for each in (x, z))
-        x_is_larger = t >= s
-        larger, smaller = torch.where(x_is_larger, t, s), torch.where(x_is_larger, s, t)
-        return cls(j * points + k, x_is_larger, larger, smaller)
+        """The cells of the pairs x, z, differentiable."""
+        (j, t), (k, s) = (locate(each, points, spline_width) for each in (x, z))
+        inner_t, inner_s = t.clamp(0, 1), s.clamp(0, 1)
+        return cls(j * points + k, inner_t, inner_s, t - inner_t, s - inner_s, t >= s)
 
-    def rows(self, points: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows of the lower, middle and upper corner among the G² control points of a function."""
-        return self.row, self.row + torch.where(self.x_is_larger, points, 1), self.row + (points + 1)
+    def rows(self, points: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The rows of W00, W10, W01 and W11 among the G² control points of a function."""
+        return self.row, self.row + points, self.row + 1, self.row + (points + 1)
 
-    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """The shares of the three corners, which sum to 1."""
-        larger, smaller = self.larger.to(dtype), self.smaller.to(dtype)
-        return 1 - larger, larger - smaller, smaller
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The shares of W00, W10, W01 and W11, which sum to 1."""
+        t, s, beyond_t, beyond_s = (each.to(dtype) for each in (self.t, self.s, self.beyond_t, self.beyond_s))
+        larger, smaller = torch.where(self.x_is_larger, t, s), torch.where(self.x_is_larger, s, t)
+        middle, none = larger - smaller, torch.zeros_like(t)
+        low_x, high_x = beyond_t * (1 - s), beyond_t * s  # the steps along x on the lower and on the upper edge
+        low_z, high_z = beyond_s * (1 - t), beyond_s * t
+        return (
+            1 - larger - low_x - low_z,
+            torch.where(self.x_is_larger, middle, none) + low_x - high_z,
+            torch.where(self.x_is_larger, none, middle) - high_x + low_z,
+            smaller + high_x + high_z,
+        )
+
+    def slope_shares(self) -> tuple[Tensor, Tensor]:
+        """What the upper of two edges contributes to the slope along x, and to that along z."""
+        x_is_beyond, z_is_beyond = self.beyond_t != 0, self.beyond_s != 0
+        one, none = torch.ones_like(self.t), torch.zeros_like(self.t)
+        along_x = torch.where(z_is_beyond, self.s + self.beyond_s, torch.where(self.x_is_larger, none, one))
+        along_z = torch.where(x_is_beyond, self.t + self.beyond_t, torch.where(self.x_is_larger, one, none))
+        return torch.where(x_is_beyond, self.s, along_x), torch.where(z_is_beyond, self.t, along_z)
 
     def basis(self, points: int, dtype: torch.dtype) -> Tensor:
         """The share of every control point, (N, I·G²)."""
@@ -131,19 +140,9 @@ class Corners:
         return basis.flatten(1)
 
     def gathered_sum(self, points: int, table: Tensor) -> Tensor:
-        """The sum over features of the three rows of `table` (I·G², O), weighted: (N, O)."""
+        """The sum over features of the four rows of `table` (I·G², O), weighted: (N, O)."""
         first_row = torch.arange(self.row.shape[1], device=table.device) * points**2  # of each feature
         y = table.new_zeros(())
         for row, weight in zip(self.rows(points), self.weights(table.dtype), strict=True):
             y = y + weight.unsqueeze(-1) * F.embedding(first_row + row, table)
         return y.sum(dim=1)
-
-
-def _locate_on_grid(x: Tensor, points: int, spline_width: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The cell of each input (int64, 0 … G-2) and its place there, 0 … 1, the nearest place for inputs beyond the grid.
-
-    The slope of the place is that of the cell, and 0 beyond the grid; at the ends of the grid it is that of the cell.
-    """
-    u = knot_units(widen(x).clamp(-spline_width / 2, spline_width / 2), points, spline_width)
-    cell = find_cell(u, points)
-    return cell, (u - cell).to(dtype)

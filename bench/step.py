@@ -39,8 +39,8 @@ from pictures.run_pictures import save_picture
 from training.config import Config, parse
 
 USAGE = "python bench/step.py [--key value …]"
-TWINS = {"splines": "mlp", "gated_splines": "swiglu"}
-BLOCKS = tuple(itertools.chain(*TWINS.items()))
+TWINS = {"splines": "mlp", "gated_splines": "swiglu", "pair_splines": "swiglu"}
+BLOCKS = tuple(dict.fromkeys(itertools.chain(*TWINS.items())))
 CHOICES = {"optimizers": ("adamw", "muon"), "modes": ("eager", "compiled"), "blocks": BLOCKS}
 PLAIN_GRID = 8  # gives a plain spline layer as many parameters as the MLP
 WARM_UP_STEPS = 3

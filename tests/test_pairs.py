@@ -50,6 +50,12 @@ def run(
     return (y.detach(), *torch.autograd.grad(y, (x, z, weight), dy.to(y.dtype)))
 
 
+def reach(x: Tensor, z: Tensor, points: int, width: float) -> float:
+    """How many times as large as W a value may be: beyond the grid it grows with the distance in cells."""
+    furthest = max((float(each.abs().max()) for each in (x, z) if each.numel()), default=0.0)
+    return 1 + 2 * max(0.0, furthest - width / 2) * (points - 1) / width
+
+
 def assert_the_definition(form: PairSum, x: Tensor, z: Tensor, weight: Tensor, dy: Tensor, width: float = 4.0) -> None:
     arrays = [tensor.double().numpy() for tensor in (x, z, weight)]
     dy64 = dy.double().numpy()
@@ -66,7 +72,7 @@ def assert_the_definition(form: PairSum, x: Tensor, z: Tensor, weight: Tensor, d
     eps = 1e-13 if x.dtype is torch.float64 else 1e-6
     for value, truth, size in zip(run(form, x, z, weight, dy, width), truths, sizes, strict=True):
         assert value.shape == truth.shape and value.dtype is x.dtype
-        assert (np.abs(value.double().numpy() - truth) <= eps * size).all()
+        assert (np.abs(value.double().numpy() - truth) <= eps * reach(x, z, points, width) * size).all()
 
 
 def assert_bits_equal(values: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> None:
@@ -96,30 +102,29 @@ def test_any_shape_gives_the_definition(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("points", [2, 3, 5, 9])  # whose knots are exact, so that diagonals are
 def test_knots_diagonals_ends_and_beyond_them(form: PairSum, dtype: torch.dtype, points: int) -> None:
-    line = torch.cat([torch.linspace(-2, 2, 4 * (points - 1) + 1), torch.tensor([-2.5, 2.5, -1e30, 1e30])]).to(dtype)
+    line = torch.cat([torch.linspace(-2, 2, 4 * (points - 1) + 1), torch.tensor([-2.5, 2.5, -9, 7])]).to(dtype)
     x, z = (each.reshape(-1, 1) for each in torch.meshgrid(line, line, indexing="ij"))
     assert_the_definition(form, x, z, torch.randn(1, points, points, 7, dtype=dtype), torch.randn(len(x), 7).to(dtype))
 
 
 @every_form
-def test_planes_are_exact_and_kept_beyond_the_grid(form: PairSum) -> None:
+def test_planes_are_exact_everywhere(form: PairSum) -> None:
     knots = torch.linspace(-2, 2, 5, dtype=torch.float64)
     a, b, c = torch.randn(3, 2, 1, 1, 6, dtype=torch.float64)
     weight = a * knots.reshape(1, 5, 1, 1) + b * knots.reshape(1, 1, 5, 1) + c
     x, z = torch.randn(2, 200, 2, dtype=torch.float64) * 3
-    plane = torch.einsum("ni,io->no", x.clamp(-2, 2), a[:, 0, 0]) + torch.einsum(
-        "ni,io->no", z.clamp(-2, 2), b[:, 0, 0]
-    )
-    truth = plane + c.sum((0, 1, 2))
+    truth = x @ a[:, 0, 0] + z @ b[:, 0, 0] + c.sum((0, 1, 2))
     torch.testing.assert_close(form(x, z, weight, 4.0), truth, rtol=1e-12, atol=1e-12)
     single = form(x.float(), z.float(), weight.float(), 4.0)
-    torch.testing.assert_close(single, truth.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(single, truth.float(), rtol=1e-5, atol=1e-4)
 
 
 @every_form
 def test_functions_are_continuous_across_edges(form: PairSum) -> None:
     x, z, weight, _ = draw(400, 1, 5, 6, torch.float64)
-    x, z = x.clamp(-2, 2), z.clamp(-2, 2)
+    for each in (x, z):  # some at an end of the grid, some at a knot
+        each[::3] = each[::3].clamp(-2, 2)
+        each[::4] = each[::4].clamp(-2, 2).mul(2).round() / 2
     step = 1e-9
     y = form(x, z, weight, 4.0)
     for aside in ((step, 0), (-step, 0), (0, step), (0, -step), (step, -step)):
@@ -159,18 +164,13 @@ def test_second_derivatives_of_the_kernel_are_those_of_standard_operators() -> N
 
 
 @every_form
-def test_gradients_outside_the_grid_are_zero_and_at_its_ends_are_not(form: PairSum) -> None:
-    beyond = math.nextafter(2, 3)
-    x = torch.tensor([-2.0, 2.0, -beyond, beyond, 5.0, -math.inf, math.inf, math.nan], dtype=torch.float64)[:, None]
-    x = torch.where(x.abs() == beyond, torch.nextafter(torch.tensor(2.0), torch.tensor(3.0)).double() * x.sign(), x)
-    for dtype in (torch.float32, torch.float64):
-        z = torch.full_like(x, 0.25).to(dtype)
-        weight = torch.arange(25.0, dtype=dtype).reshape(1, 5, 5, 1).square()
-        for swapped in (False, True):
-            first, second = (z, x.to(dtype)) if swapped else (x.to(dtype), z)
-            _, dx, dz, _ = run(form, first, second, weight, torch.ones(8, 1, dtype=dtype))
-            moved, still = (dz, dx) if swapped else (dx, dz)
-            assert (moved[:2] != 0).all() and (moved[2:] == 0).all() and (still[:-1] != 0).all()
+def test_beyond_the_grid_functions_go_on_straight(form: PairSum) -> None:
+    weight = torch.randn(1, 5, 5, 6, dtype=torch.float64)
+    inside = torch.rand(300, 1, dtype=torch.float64) * 4 - 2
+    for x, z, dx, dz in ((1.0, None, 1.0, 0.0), (-1.0, None, 1.0, 0.0), (None, 1.0, 0.0, 1.0), (1.0, -1.0, 1.0, 0.0)):
+        x, z = (inside if sign is None else sign * (2.2 + torch.rand_like(inside) * 9) for sign in (x, z))
+        steps = [form(x + step * dx, z + step * dz, weight, 4.0) for step in (0.0, 0.1, -0.1)]
+        torch.testing.assert_close(steps[1] + steps[2], 2 * steps[0])
 
 
 @every_form
@@ -185,10 +185,8 @@ def test_a_bad_input_spoils_only_its_row_and_its_feature(form: PairSum, bad: flo
         tokens, features = torch.arange(20) != 7, torch.arange(18) != 16
         assert_bits_equal(tuple(v[tokens] for v in after[:3]), tuple(v[tokens] for v in before[:3]))
         assert_bits_equal((after[3][features],), (before[3][features],))
-        assert after[0][7].isnan().all() if math.isnan(bad) else all(v.isfinite().all() for v in after)
-        if not math.isnan(bad):
-            (x, z)[which][7, 16] = math.copysign(2, bad)
-            torch.testing.assert_close(run(form, x, z, weight, dy)[0], after[0])
+        if math.isnan(bad):
+            assert after[0][7].isnan().all()
 
 
 HALF = (torch.float16, torch.bfloat16)

@@ -64,11 +64,10 @@ void visit_cell(const float* grad_y, int64_t grad_y_stride, const Visit* visits,
     }
 }
 
-auto cell_visitor(int vectors) {
-    return vectors == 8   ? visit_cell<8>
-           : vectors == 4 ? visit_cell<4>
-           : vectors == 2 ? visit_cell<2>
-                          : visit_cell<1>;
+inline auto cell_visitor(int vectors) {
+    decltype(&visit_cell<1>) visitor;
+    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { visitor = visit_cell<constant.value>; });
+    return visitor;
 }
 
 struct Backward {

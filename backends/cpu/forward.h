@@ -52,10 +52,9 @@ void add_splines(const float* weight, int64_t next, const int32_t* row, const fl
 
 template <bool paired>
 auto splines_adder(int vectors) {
-    return vectors == 8   ? add_splines<8, paired>
-           : vectors == 4 ? add_splines<4, paired>
-           : vectors == 2 ? add_splines<2, paired>
-                          : add_splines<1, paired>;
+    decltype(&add_splines<1, paired>) adder;
+    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { adder = add_splines<constant.value, paired>; });
+    return adder;
 }
 
 struct Forward {

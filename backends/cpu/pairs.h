@@ -2,12 +2,11 @@
 //
 // With the larger and the smaller of the places of x and z in their cells, f_io is on either triangle of a cell
 //     (1 - larger) W[lower] + (larger - smaller) W[middle] + smaller W[upper]
-// so a token adds three rows of W for each feature. As for splines of one feature, tiles of W are packed to stay in the
-// L1 cache, and sums stay in registers.
+// so a token adds three rows of W for each feature. Beyond the grid f_io goes on straight from the nearest point of it,
+// which takes the fourth corner of the cell, too (standard_pairs.py). As for splines of one feature, tiles of W are packed
+// to stay in the L1 cache, and sums stay in registers.
 
 #pragma once
-
-#include <cmath>
 
 #include "memory.h"
 #include "problem.h"
@@ -18,18 +17,17 @@ namespace {
 struct PairPlaces {  // where the pairs of a token and up to CHUNK features lie on the grids of their functions
     alignas(64) int32_t lower[CHUNK];   // row of the lower corner among the G * G control points
     alignas(64) int32_t middle[CHUNK];  // row of the middle corner: lower + G where x's place is the larger, else + 1
-    alignas(64) float larger[CHUNK], smaller[CHUNK];
-    alignas(64) int32_t flags[CHUNK];  // of the following
+    alignas(64) float to_lower[CHUNK], to_middle[CHUNK], to_upper[CHUNK];  // the shares of these corners
+    alignas(64) float to_other[CHUNK];     // the share of the fourth corner: 0 on the grid
+    alignas(64) int32_t is_beyond[CHUNK];  // whether the pair lies beyond the grid
+    // The slope along x at the upper edge of the cell has this share in the slope of f, that at the lower edge the rest.
+    alignas(64) float share_x[CHUNK], share_z[CHUNK];
 };
-constexpr int32_t X_IS_LARGER = 1, X_INSIDE = 2, Z_INSIDE = 4;
 
 class PairGrid {
   public:
     explicit PairGrid(const Shape& shape)
-        : inputs_(shape.inputs), points_(int32_t(shape.points)), edge_(float(shape.width / 2)),
-          grid_(int(shape.points), shape.width) {
-        if (edge_ > shape.width / 2) edge_ = std::nextafter(edge_, 0.0f);  // the last float on the grid
-    }
+        : inputs_(shape.inputs), points_(int32_t(shape.points)), grid_(int(shape.points), shape.width) {}
 
     float inverse_spacing() const { return grid_.inverse_spacing(); }
 
@@ -45,17 +43,26 @@ class PairGrid {
         }
         grid_.locate(x_in, j, x_place);
         grid_.locate(z_in, k, z_place);
-        const float edge = edge_;
         const int32_t points = points_;
         for (int f = 0; f < CHUNK; f++) {
             const float t = clamped(x_place[f]), s = clamped(z_place[f]);
-            const bool x_is_larger = t >= s;  // not if either is NaN, which then reaches the sum through the other
-            places.larger[f] = x_is_larger ? t : s;
-            places.smaller[f] = x_is_larger ? s : t;
+            const float beyond_t = x_place[f] - t, beyond_s = z_place[f] - s;
+            const bool x_is_larger = x_place[f] >= z_place[f];  // not if either is NaN
+            const float larger = x_is_larger ? t : s, smaller = x_is_larger ? s : t;
+            const float low_x = beyond_t * (1 - s), high_x = beyond_t * s;
+            const float low_z = beyond_s * (1 - t), high_z = beyond_s * t;
+            const float to_right = low_x - high_z, to_above = low_z - high_x;  // beyond the grid
             places.lower[f] = j[f] * points + k[f];
             places.middle[f] = places.lower[f] + (x_is_larger ? points : 1);
-            places.flags[f] = (x_is_larger ? X_IS_LARGER : 0) | (std::fabs(x_in[f]) <= edge ? X_INSIDE : 0) |
-                              (std::fabs(z_in[f]) <= edge ? Z_INSIDE : 0);
+            places.to_lower[f] = 1 - larger - low_x - low_z;
+            places.to_middle[f] = larger - smaller + (x_is_larger ? to_right : to_above);
+            places.to_upper[f] = smaller + high_x + high_z;
+            places.to_other[f] = x_is_larger ? to_above : to_right;
+            places.is_beyond[f] = beyond_t != 0 || beyond_s != 0;
+            const float along_x = beyond_s != 0 ? z_place[f] : x_is_larger ? 0 : 1;
+            const float along_z = beyond_t != 0 ? x_place[f] : x_is_larger ? 1 : 0;
+            places.share_x[f] = beyond_t != 0 ? s : along_x;
+            places.share_z[f] = beyond_s != 0 ? t : along_z;
         }
     }
 
@@ -67,7 +74,6 @@ class PairGrid {
 
     int64_t inputs_;
     int32_t points_;
-    float edge_;
     Grid grid_;
 };
 
@@ -76,26 +82,26 @@ class PairGrid {
 template <int vectors>
 void add_pairs(const float* weight, int64_t stride, int64_t points, const PairPlaces* places, int f_begin, int f_end,
                int64_t tokens, bool first, float* sums) {
-    const Vector ones = splat(1);
     const int64_t to_upper = (points + 1) * stride;
     for (int64_t n = 0; n < tokens; n++, places++, sums += vectors * LANES) {
         Vector sum[vectors];
 #pragma GCC unroll 8
         for (int k = 0; k < vectors; k++) sum[k] = first ? Vector{} : load(sums + k * LANES);
+        const auto add = [&](const float* row, float share) __attribute__((always_inline)) {
+            const Vector all = splat(share);
+#pragma GCC unroll 8
+            for (int k = 0; k < vectors; k++) sum[k] += all * load(row + k * LANES);
+        };
         const float* rows = weight;
         for (int f = f_begin; f < f_end; f++, rows += points * points * stride) {
             const float *lower = rows + places->lower[f] * stride, *middle = rows + places->middle[f] * stride;
             const float* upper = lower + to_upper;
             KEEP_POINTER(middle);
             KEEP_POINTER(upper);
-            const Vector larger = splat(places->larger[f]), smaller = splat(places->smaller[f]);
-            const Vector to_lower = ones - larger, to_middle = larger - smaller;
-#pragma GCC unroll 8
-            for (int k = 0; k < vectors; k++) sum[k] += to_lower * load(lower + k * LANES);
-#pragma GCC unroll 8
-            for (int k = 0; k < vectors; k++) sum[k] += to_middle * load(middle + k * LANES);
-#pragma GCC unroll 8
-            for (int k = 0; k < vectors; k++) sum[k] += smaller * load(upper + k * LANES);
+            add(lower, places->to_lower[f]);
+            add(middle, places->to_middle[f]);
+            add(upper, places->to_upper[f]);
+            if (places->to_other[f] != 0) add(lower + (upper - middle), places->to_other[f]);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < vectors; k++) store(sums + k * LANES, sum[k]);
@@ -103,7 +109,9 @@ void add_pairs(const float* weight, int64_t stride, int64_t points, const PairPl
 }
 
 inline auto pairs_adder(int vectors) {
-    return vectors == 8 ? add_pairs<8> : vectors == 4 ? add_pairs<4> : vectors == 2 ? add_pairs<2> : add_pairs<1>;
+    decltype(&add_pairs<1>) adder;
+    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { adder = add_pairs<constant.value>; });
+    return adder;
 }
 
 struct PairForward {

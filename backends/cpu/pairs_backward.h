@@ -1,6 +1,7 @@
 // The gradients of splines of pairs of features. For each feature, tokens are sorted by triangle. All tokens of a
-// triangle share three rows of W and of its gradient, so these stay in registers, and only the gradients by the larger
-// and the smaller place are stored per token. One of them is that of x, the other that of z.
+// triangle share three rows of W and of its gradient, so these stay in registers, and only the slopes along two edges of
+// the cell, of which one leads in x and one in z, are stored per token. A pair beyond the grid visits both triangles of
+// the nearest cell, because its gradients take all four edges.
 
 #pragma once
 
@@ -12,64 +13,61 @@
 
 namespace {
 
-struct PairVisit {  // a token in a triangle
+struct PairVisit {  // a token in a triangle, and the shares of the triangle's corners
     int32_t token;
-    float larger, smaller;
+    float to_lower, to_middle, to_upper;
 };
-constexpr int FLAG_BITS = 3;  // of PairPlaces::flags
 
 struct Products {  // of LANES visits, whose lanes are then summed together
-    float by_larger[LANES * LANES], by_smaller[LANES * LANES];
+    float first[LANES * LANES], second[LANES * LANES];
 };
 
-struct PairSlopes {  // gradients of the places of each visit
-    float *by_larger, *by_smaller;
+struct PairSlopes {  // for each visit, the slopes of dy . f along the edges from lower to middle and from middle to upper
+    float *first, *second;
 
     void add(const Products& products, int64_t first_visit) const {
-        add_lane_sums(products.by_larger, by_larger + first_visit);
-        add_lane_sums(products.by_smaller, by_smaller + first_visit);
+        add_lane_sums(products.first, first + first_visit);
+        add_lane_sums(products.second, second + first_visit);
     }
 };
 
 // Handles the visits from `visit` to `end` of one feature, all to one triangle, whose corners are three rows of W: the
-// lower, the middle and the upper one. Adds their gradients to the same rows of its gradient. Adds the gradients of both
-// places, dy . (middle - lower) and dy . (upper - middle), to `slopes`, LANES visits at a time; the rest waits in
-// `products` for the next triangle.
+// lower, the middle and the upper one. Adds their gradients to the same rows of its gradient. Adds dy . (middle - lower)
+// and dy . (upper - middle) to `slopes`, LANES visits at a time; the rest waits in `products` for the next triangle.
 template <int vectors>
 void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit* visits, int visit, int end,
                     const float* const (&rows)[3], float* const (&grad_rows)[3], Products& products,
                     const PairSlopes& slopes) {
-    const Vector ones = splat(1);
-    Vector to_lower[vectors], to_middle[vectors], to_upper[vectors], by_larger[vectors], by_smaller[vectors];
+    Vector to_lower[vectors], to_middle[vectors], to_upper[vectors], first_edge[vectors], second_edge[vectors];
 #pragma GCC unroll 8
     for (int k = 0; k < vectors; k++) {
         to_lower[k] = to_middle[k] = to_upper[k] = Vector{};
         const Vector middle = load(rows[1] + k * LANES);
-        by_larger[k] = middle - load(rows[0] + k * LANES);
-        by_smaller[k] = load(rows[2] + k * LANES) - middle;
-        KEEP_IN_REGISTER(by_larger[k]);
-        KEEP_IN_REGISTER(by_smaller[k]);
+        first_edge[k] = middle - load(rows[0] + k * LANES);
+        second_edge[k] = load(rows[2] + k * LANES) - middle;
+        KEEP_IN_REGISTER(first_edge[k]);
+        KEEP_IN_REGISTER(second_edge[k]);
     }
     for (; visit < end; visit++) {
         const float* dy = grad_y + visits[visit].token * grad_y_stride;
         const float* later_dy = grad_y + visits[visit + AHEAD].token * grad_y_stride;
-        const Vector larger = splat(visits[visit].larger), smaller = splat(visits[visit].smaller);
-        const Vector least = ones - larger, middle = larger - smaller;
-        Vector larger_product = Vector{}, smaller_product = Vector{};
+        const Vector lower = splat(visits[visit].to_lower), middle = splat(visits[visit].to_middle);
+        const Vector upper = splat(visits[visit].to_upper);
+        Vector first = Vector{}, second = Vector{};
 #pragma GCC unroll 8
         for (int k = 0; k < vectors; k++) {
             Vector grad = load(dy + k * LANES);
             KEEP_IN_REGISTER(grad);
             __builtin_prefetch(later_dy + k * LANES);
-            to_lower[k] += least * grad;
+            to_lower[k] += lower * grad;
             to_middle[k] += middle * grad;
-            to_upper[k] += smaller * grad;
-            larger_product = k ? larger_product + by_larger[k] * grad : by_larger[k] * grad;
-            smaller_product = k ? smaller_product + by_smaller[k] * grad : by_smaller[k] * grad;
+            to_upper[k] += upper * grad;
+            first = k ? first + first_edge[k] * grad : first_edge[k] * grad;
+            second = k ? second + second_edge[k] * grad : second_edge[k] * grad;
         }
         const int lane = visit % LANES;
-        store(products.by_larger + lane * LANES, larger_product);
-        store(products.by_smaller + lane * LANES, smaller_product);
+        store(products.first + lane * LANES, first);
+        store(products.second + lane * LANES, second);
         if (lane == LANES - 1) slopes.add(products, visit - lane);
     }
 #pragma GCC unroll 8
@@ -80,8 +78,12 @@ void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit*
     }
 }
 
+constexpr int MAX_PAIR_VECTORS = std::max(1, MAX_VECTORS / 2);  // in a strip: visits hold five registers for each
+
 inline auto triangle_visitor(int vectors) {
-    return vectors == 4 ? visit_triangle<4> : vectors == 2 ? visit_triangle<2> : visit_triangle<1>;
+    decltype(&visit_triangle<1>) visitor;
+    with_constant<MAX_PAIR_VECTORS>(vectors, [&](auto constant) { visitor = visit_triangle<constant.value>; });
+    return visitor;
 }
 
 struct PairBackward {
@@ -92,35 +94,35 @@ struct PairBackward {
     int64_t rows, triangles;  // of one feature; triangles: two for each lower corner, used or not
 
     static constexpr int64_t MAX_TOKENS = 2048;
-    static constexpr int WIDEST = std::max(1, MAX_VECTORS / 2);  // vectors in a strip: five registers for each
 
     // The working memory of one thread, for a block of tokens and a chunk of features.
     struct Workspace {
         int64_t visits_stride, sums_stride;
         Buffer<float> grad_y;  // (strips, tokens, length of the strip)
         Buffer<float> sums, weight, grad_weight;
-        Buffer<PairVisit> visits;   // (CHUNK, tokens), sorted by triangle
+        Buffer<PairVisit> visits;   // (CHUNK, up to 2 * tokens), sorted by triangle
         Buffer<int32_t> ends;       // (CHUNK, 1 + triangles): after the 0, the end of each triangle's visits
-        Buffer<int32_t> visit_of;   // (tokens, CHUNK): the visit that a pair became, and its flags
         Buffer<PairPlaces> places;  // (tokens)
+        Buffer<int32_t> own, other;  // (tokens, CHUNK): a pair's visit to its triangle, and to the other one if it is beyond
         Buffer<Products> products;
 
         Workspace(int64_t tokens, int64_t outputs, int64_t rows, int64_t triangles)
-            : visits_stride(tokens + AHEAD),
-              sums_stride(ceil_div(tokens, LANES) * LANES),
+            : visits_stride(2 * tokens + AHEAD),
+              sums_stride(ceil_div(2 * tokens, LANES) * LANES),
               grad_y(tokens * ceil_div(outputs, LANES) * LANES),
               sums(CHUNK * 2 * sums_stride),
-              weight(rows * WIDEST * LANES),
-              grad_weight(rows * WIDEST * LANES),
+              weight(rows * MAX_PAIR_VECTORS * LANES),
+              grad_weight(rows * MAX_PAIR_VECTORS * LANES),
               visits(CHUNK * visits_stride),
               ends(CHUNK * (1 + triangles)),
-              visit_of(tokens * CHUNK),
               places(tokens),
+              own(tokens * CHUNK),
+              other(tokens * CHUNK),
               products(1) {}
 
         PairSlopes slopes(int f) const {
-            float* by_larger = sums + f * 2 * sums_stride;
-            return {by_larger, by_larger + sums_stride};
+            float* first = sums + f * 2 * sums_stride;
+            return {first, first + sums_stride};
         }
     };
 
@@ -149,7 +151,7 @@ struct PairBackward {
         Workspace work(std::min(MAX_TOKENS, shape.tokens), shape.outputs, rows, triangles);
         for (int64_t token = 0; token < shape.tokens; token += MAX_TOKENS) {
             const int64_t tokens = std::min(MAX_TOKENS, shape.tokens - token);
-            for_strips(0, shape.outputs, WIDEST, [&](int64_t o, int count, int vectors) {
+            for_strips(0, shape.outputs, MAX_PAIR_VECTORS, [&](int64_t o, int count, int vectors) {
                 float* strip = work.grad_y + o * tokens;
                 const int length = vectors * LANES;
                 for (int64_t n = 0; n < tokens; n++) grad_y.read(token + n, o, count, length, strip + n * length);
@@ -158,7 +160,7 @@ struct PairBackward {
                 const int features = int(std::min<int64_t>(CHUNK, i_end - i));
                 sort_visits(token, tokens, i, features, work);
                 std::memset(work.sums, 0, CHUNK * 2 * work.sums_stride * sizeof(float));
-                for_strips(0, shape.outputs, WIDEST, [&](int64_t o, int count, int vectors) {
+                for_strips(0, shape.outputs, MAX_PAIR_VECTORS, [&](int64_t o, int count, int vectors) {
                     for (int f = 0; f < features; f++) visit_feature(i, f, token, tokens, o, count, vectors, work);
                 });
                 write_grad_in(token, tokens, i, features, work);
@@ -166,20 +168,23 @@ struct PairBackward {
         }
     }
 
-    static int32_t triangle(const PairPlaces& places, int f) {
-        return 2 * places.lower[f] + (places.flags[f] & X_IS_LARGER);
+    // The triangle of a pair, or the other one of its cell.
+    int32_t triangle(const PairPlaces& places, int f, bool other = false) const {
+        return 2 * places.lower[f] + ((places.middle[f] != places.lower[f] + 1) != other);
     }
 
     // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on.
     void sort_visits(int64_t token, int64_t tokens, int64_t i, int features, Workspace& work) const {
         const int64_t stride = 1 + triangles;
-        int32_t *ends = work.ends, *visit_of = work.visit_of;
-        PairVisit* visits = work.visits;
+        int32_t* ends = work.ends;
         std::memset(ends, 0, features * stride * sizeof(int32_t));
         for (int64_t n = 0; n < tokens; n++) {
             PairPlaces& places = work.places[n];
             grid.locate(x, z, token + n, i, features, places);
-            for (int f = 0; f < features; f++) ends[f * stride + 1 + triangle(places, f)]++;
+            for (int f = 0; f < features; f++) {
+                ends[f * stride + 1 + triangle(places, f)]++;
+                if (places.is_beyond[f]) ends[f * stride + 1 + triangle(places, f, true)]++;
+            }
         }
         for (int f = 0; f < features; f++)
             for (int64_t k = 1; k <= triangles; k++) ends[f * stride + k] += ends[f * stride + k - 1];
@@ -187,13 +192,18 @@ struct PairBackward {
         for (int64_t n = 0; n < tokens; n++) {
             const PairPlaces& places = work.places[n];
             for (int f = 0; f < features; f++) {
-                const int32_t at = ends[f * stride + triangle(places, f)]++;
-                visits[f * work.visits_stride + at] = {int32_t(n), places.larger[f], places.smaller[f]};
-                visit_of[n * CHUNK + f] = at << FLAG_BITS | places.flags[f];
+                PairVisit* visits = work.visits + f * work.visits_stride;
+                const int32_t own = ends[f * stride + triangle(places, f)]++;
+                visits[own] = {int32_t(n), places.to_lower[f], places.to_middle[f], places.to_upper[f]};
+                work.own[n * CHUNK + f] = work.other[n * CHUNK + f] = own;
+                if (!places.is_beyond[f]) continue;
+                const int32_t other = ends[f * stride + triangle(places, f, true)]++;
+                visits[other] = {int32_t(n), 0, places.to_other[f], 0};
+                work.other[n * CHUNK + f] = other;
             }
         }
         for (int f = 0; f < features; f++)  // prefetching reads past the end
-            std::fill_n(visits + f * work.visits_stride + tokens, AHEAD, PairVisit{});
+            std::fill_n(work.visits + f * work.visits_stride + ends[f * stride + triangles], AHEAD, PairVisit{});
     }
 
     // Visits a strip of outputs for feature f of the chunk from i on.
@@ -217,13 +227,14 @@ struct PairBackward {
                   {w + lower, w + middle, w + upper}, {grad_w + lower, grad_w + middle, grad_w + upper},
                   *work.products, slopes);
         }
-        if (tokens % LANES) slopes.add(*work.products, tokens / LANES * LANES);
+        const int64_t visits = ends[triangles - 1];
+        if (visits % LANES) slopes.add(*work.products, visits / LANES * LANES);
 
         const Rows to{(char*)grad_weight, false, shape.outputs};
         for (int64_t r = 0; r < rows; r++) {
             float* sum = work.grad_weight + r * length;
             if (token > 0) {
-                float before[WIDEST * LANES];
+                float before[MAX_PAIR_VECTORS * LANES];
                 to.read(row + r, o, count, length, before);
                 for (int k = 0; k < length; k += LANES) store(sum + k, load(sum + k) + load(before + k));
             }
@@ -233,20 +244,26 @@ struct PairBackward {
 
     void write_grad_in(int64_t token, int64_t tokens, int64_t i, int features, Workspace& work) const {
         const float scale = grid.inverse_spacing();
-        const int32_t* visit_of = work.visit_of;
-        for (int64_t n = 0; n < tokens; n++, visit_of += CHUNK) {
-            float larger[CHUNK] = {}, smaller[CHUNK] = {}, by_x[CHUNK], by_z[CHUNK];
+        for (int64_t n = 0; n < tokens; n++) {
+            const PairPlaces& places = work.places[n];
+            const int32_t *own = work.own + n * CHUNK, *other = work.other + n * CHUNK;
+            float own_first[CHUNK] = {}, own_second[CHUNK] = {}, other_first[CHUNK] = {}, other_second[CHUNK] = {};
             for (int f = 0; f < features; f++) {
                 const PairSlopes slopes = work.slopes(f);
-                larger[f] = scale * slopes.by_larger[visit_of[f] >> FLAG_BITS];
-                smaller[f] = scale * slopes.by_smaller[visit_of[f] >> FLAG_BITS];
+                own_first[f] = slopes.first[own[f]];
+                own_second[f] = slopes.second[own[f]];
+                other_first[f] = slopes.first[other[f]];
+                other_second[f] = slopes.second[other[f]];
             }
+            float by_x[CHUNK], by_z[CHUNK];
             for (int f = 0; f < CHUNK; f++) {  // all, so that compilers make vectors of them
-                const bool x_is_larger = visit_of[f] & X_IS_LARGER;
-                const float slope_of_x = x_is_larger ? larger[f] : smaller[f];
-                const float slope_of_z = x_is_larger ? smaller[f] : larger[f];
-                by_x[f] = visit_of[f] & X_INSIDE ? slope_of_x : 0;
-                by_z[f] = visit_of[f] & Z_INSIDE ? slope_of_z : 0;
+                const bool x_first = places.middle[f] != places.lower[f] + 1;  // the first edge leads in x
+                const float low_x = x_first ? own_first[f] : other_first[f];
+                const float high_x = x_first ? other_second[f] : own_second[f];
+                const float low_z = x_first ? other_first[f] : own_first[f];
+                const float high_z = x_first ? own_second[f] : other_second[f];
+                by_x[f] = scale * ((1 - places.share_x[f]) * low_x + places.share_x[f] * high_x);
+                by_z[f] = scale * ((1 - places.share_z[f]) * low_z + places.share_z[f] * high_z);
             }
             grad_x.write(token + n, i, features, by_x);
             grad_z.write(token + n, i, features, by_z);

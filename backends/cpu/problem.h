@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -15,14 +16,27 @@ struct Shape {  // mirrored in native_shape.py
     double width;
 };
 
-// Calls body(first output, count of outputs, count of vectors) for strips that cover the outputs. Strips are
-// max_vectors wide while so many are left, then narrower; the last one is padded.
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls body(first output, count of outputs, count of vectors) for strips that cover the outputs: as few as max_vectors
+// allow, and as even as they can be, because every token costs a strip some time of its own. The last one is padded.
 template <typename Body>
 void for_strips(int64_t output, int64_t output_end, int max_vectors, Body body) {
-    for (int vectors = max_vectors; output < output_end; output += vectors * LANES) {
-        while (vectors > 1 && vectors * LANES > output_end - output) vectors /= 2;
+    int64_t vectors_left = ceil_div(output_end - output, LANES);
+    for (int64_t strips_left = ceil_div(vectors_left, max_vectors); strips_left > 0; strips_left--) {
+        const int vectors = int(ceil_div(vectors_left, strips_left));
         body(output, int(std::min<int64_t>(vectors * LANES, output_end - output)), vectors);
+        output += vectors * LANES;
+        vectors_left -= vectors;
     }
+}
+
+// Calls body with `vectors`, from 1 to `most`, as a constant of its type, std::integral_constant<int, vectors>.
+template <int most, typename Body>
+void with_constant(int vectors, Body body) {
+    if constexpr (most > 1)
+        if (vectors < most) return with_constant<most - 1>(vectors, body);
+    body(std::integral_constant<int, most>());
 }
 
 // The number of threads that this much work is worth: more would cost more than they save.
@@ -30,8 +44,6 @@ inline int useful_threads(const Shape& shape) {
     const double multiply_adds = 2.0 * shape.tokens * shape.inputs * shape.outputs;
     return int(std::max(1.0, std::min(double(shape.threads), multiply_adds / 50000)));
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls body(first token, end of tokens, first output, end of outputs) in parallel for blocks of up to max_tokens tokens,
 // whose sums take at most 1.5 MiB. With few tokens the outputs are divided as well, so that every thread has work; then
