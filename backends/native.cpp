@@ -14,6 +14,7 @@
 #include "cpu/backward.h"
 #include "cpu/basis.h"
 #include "cpu/forward.h"
+#include "cpu/mode_sums.h"
 #include "cpu/pairs.h"
 #include "cpu/pairs_backward.h"
 #include "cpu/problem.h"
@@ -50,6 +51,11 @@ void splinegpt_pairs_backward(const Shape* shape, const float* x, const float* z
         PairBackward(*shape, x, z, weight, grad_y, grad_x, grad_z, grad_weight).run();
     else
         std::memset(grad_weight, 0, shape->inputs * shape->points * shape->points * shape->outputs * sizeof(float));
+}
+
+void splinegpt_mode_sums(int64_t inputs, int64_t points, int64_t outputs, int64_t threads, int64_t transposed,
+                         const float* modes, const float* scales, const float* from, float* to) {
+    ModeSums{inputs, points, outputs, threads, modes, scales, transposed != 0}.run(from, to);
 }
 
 void splinegpt_attention(const AttentionShape* shape, const float* qkv, const float* cosine, const float* sine, float* y,

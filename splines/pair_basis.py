@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends.mode_sums import can_compute, mode_sums
 from common.tables import Tables
 from splines.grid import Array
 from splines.parametrisation import PASSBAND, cosine_modes, product, widest_dtype
@@ -53,6 +54,8 @@ class PairBasis(Tables):
         by_knot: Tensor = weight.unflatten(1, (self.points, self.points))
         if self.modes is None or self.scales is None:
             return by_knot
+        if can_compute(weight):
+            return mode_sums(by_knot, self.modes, self.scales)
         along_z = product(self.modes, self.scales.unsqueeze(-1) * by_knot)  # (I, mode of x, knot of z, O)
         along_both = product(self.modes, along_z.flatten(2))  # (I, knot of x, knots of z · O)
         return along_both.view(by_knot.shape)

@@ -76,7 +76,7 @@ def test_commands_are_not_libraries(name: str) -> None:
 BELOW = {
     "common": set(),
     "corpus": {"common"},
-    "splines": {"common"},
+    "splines": {"backends", "common"},
     "pictures": {"splines", "common"},
     "backends": {"common"},
     "attention": {"backends", "embeddings"},

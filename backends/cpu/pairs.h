@@ -131,8 +131,8 @@ struct PairForward {
           rows(s.points * s.points) {
         // Measured with L1 caches of 32 KiB and L2 caches of 1 MiB: a tile that leaves L1 costs less than strips half as
         // wide, or than more passes over the sums.
-        const int64_t tile_bytes = 96 << 10, widest_bytes = 192 << 10;
-        while (max_vectors > 1 && rows * max_vectors * LANES * 4 > widest_bytes) max_vectors /= 2;
+        const int64_t tile_bytes = 192 << 10;
+        while (max_vectors > 1 && rows * max_vectors * LANES * 4 > tile_bytes) max_vectors /= 2;
         while (tile_features > 1 && tile_features * rows * max_vectors * LANES * 4 > tile_bytes) tile_features /= 2;
     }
 

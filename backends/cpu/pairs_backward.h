@@ -20,6 +20,7 @@ struct PairVisit {  // a token in a triangle, and the shares of the triangle's c
 
 struct Products {  // of LANES visits, whose lanes are then summed together
     float first[LANES * LANES], second[LANES * LANES];
+    float first_edge[MAX_VECTORS * LANES], second_edge[MAX_VECTORS * LANES];  // of the triangle that is being visited
 };
 
 struct PairSlopes {  // for each visit, the slopes of dy . f along the edges from lower to middle and from middle to upper
@@ -38,15 +39,13 @@ template <int vectors>
 void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit* visits, int visit, int end,
                     const float* const (&rows)[3], float* const (&grad_rows)[3], Products& products,
                     const PairSlopes& slopes) {
-    Vector to_lower[vectors], to_middle[vectors], to_upper[vectors], first_edge[vectors], second_edge[vectors];
+    Vector to_lower[vectors], to_middle[vectors], to_upper[vectors];
 #pragma GCC unroll 8
     for (int k = 0; k < vectors; k++) {
         to_lower[k] = to_middle[k] = to_upper[k] = Vector{};
         const Vector middle = load(rows[1] + k * LANES);
-        first_edge[k] = middle - load(rows[0] + k * LANES);
-        second_edge[k] = load(rows[2] + k * LANES) - middle;
-        KEEP_IN_REGISTER(first_edge[k]);
-        KEEP_IN_REGISTER(second_edge[k]);
+        store(products.first_edge + k * LANES, middle - load(rows[0] + k * LANES));
+        store(products.second_edge + k * LANES, load(rows[2] + k * LANES) - middle);
     }
     for (; visit < end; visit++) {
         const float* dy = grad_y + visits[visit].token * grad_y_stride;
@@ -62,8 +61,8 @@ void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit*
             to_lower[k] += lower * grad;
             to_middle[k] += middle * grad;
             to_upper[k] += upper * grad;
-            first = k ? first + first_edge[k] * grad : first_edge[k] * grad;
-            second = k ? second + second_edge[k] * grad : second_edge[k] * grad;
+            first = first + load(products.first_edge + k * LANES) * grad;
+            second = second + load(products.second_edge + k * LANES) * grad;
         }
         const int lane = visit % LANES;
         store(products.first + lane * LANES, first);
@@ -78,7 +77,8 @@ void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit*
     }
 }
 
-constexpr int MAX_PAIR_VECTORS = std::max(1, MAX_VECTORS / 2);  // in a strip: visits hold five registers for each
+// In a strip, for which the kernel holds three registers for each and five more. The edges are read from the L1 cache.
+constexpr int MAX_PAIR_VECTORS = REGISTERS > 16 ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
 
 inline auto triangle_visitor(int vectors) {
     decltype(&visit_triangle<1>) visitor;
