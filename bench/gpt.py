@@ -6,9 +6,9 @@ turns in one process, on the same batches, and are evaluated on the whole valida
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the clone, before this folder
@@ -23,15 +23,14 @@ from bench.shared.machine import machine_name
 from bench.shared.output_files import check_output_files
 from bench.shared.peer_blocks import register
 from bench.shared.peers import load_peers
-from bench.shared.race import Curve, Options, Race, Summary, run_side_by_side, summarize
+from bench.shared.race import Options, Race, Summary, run_side_by_side, summarize
 from bench.shared.race_plot import draw_race
+from bench.shared.race_record import Results, Trials, write_record
 from common.command_line import OptionParser, PathText
 from common.errors import exit_on_user_error
-from common.files import write_atomically
 from pictures.run_pictures import save_picture
 
 USAGE = "python bench/gpt.py RACE.toml [--key value …]"
-Trials = list[tuple[Options, list[Curve]]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Arguments:
     """Steps; 0 for as many as the race says."""
     num_seeds: int = 0
     """Number of seeds to run; 0 for all of the race."""
+    seeds: str = ""
+    """Seeds to run, separated by commas, instead of the race's own."""
     only: str = ""
     """Contestants to run, separated by semicolons; the others are compared with the first. By default all."""
     tune: bool = True
@@ -54,6 +55,8 @@ class Arguments:
     """Checkouts of other projects' layers, NAME=PATH,NAME=PATH; a layer without a checkout does not take part."""
     nanogpt: PathText = ""
     """A checkout of nanoGPT with prepared data; its own train.py then trains by its CPU recipe on each seed."""
+    records: PathText = ""
+    """JSON files of earlier calls for the same race, comma-separated: their results count, and are not run again."""
     output: PathText = ""
     """A JSON file for the results."""
     plot: PathText = ""
@@ -66,6 +69,8 @@ class Arguments:
             raise ValueError(f"equal must be steps or time; got {self.equal!r}")
         if min(self.max_iters, self.num_seeds) < 0 or not 1 <= self.threads <= 1024:
             raise ValueError("max_iters and num_seeds must not be negative, and threads from 1 to 1024")
+        if not all(seed.strip().isdecimal() for seed in self.seeds.split(",") if self.seeds):
+            raise ValueError(f"seeds must be whole numbers, separated by commas; got {self.seeds!r}")
         check_output_files(self.output, self.plot, self.grid_plot)
         if self.nanogpt:
             nanogpt.check_checkout(Path(self.nanogpt))
@@ -77,6 +82,8 @@ def main() -> None:
     layers, absent = load_peers(arguments.peers)
     register(layers)
     race = Race.read(Path(arguments.race)).among(arguments.only).shortened(arguments.num_seeds, arguments.tune)
+    if arguments.seeds:
+        race = dataclasses.replace(race, seeds=[int(seed) for seed in arguments.seeds.split(",")])
     race, missing = race.without_missing_peers()
     for name in missing:
         print(f"{name} does not take part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
@@ -86,25 +93,43 @@ def main() -> None:
     }
     for name in race.contestants:  # find mistakes before hours of work
         race.configure(name, race.seeds[0], more)
+    results = Results()
+    for record in filter(None, arguments.records.split(",")):
+        results.add(Path(record), race, arguments.equal)
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {arguments.threads} threads", flush=True)
-    tuned, trials = tune(race, more)
-    if arguments.equal == "time":
-        tuned = with_equal_time(race, tuned, trials)
-    curves: list[Curve] = []
-    rival = next(iter(race.contestants))
+    choose_options(race, more, arguments.equal, results)
     for seed in race.seeds:
-        configs = {name: race.configure(name, seed, options) for name, options in tuned.items()}
+        configs = {
+            name: race.configure(name, seed, results.tuned[name])
+            for name in race.contestants
+            if not results.has(name, seed)
+        }
         if arguments.nanogpt:
-            curves.append(nanogpt.run(Path(arguments.nanogpt), seed, arguments.threads))
-            print(f"seed {seed}: {nanogpt.NAME} {curves[-1].losses[-1]:.4f}", flush=True)
-        curves += run_side_by_side(configs)
-        print(
-            f"seed {seed}: " + ", ".join(f"{c.contestant} {c.losses[-1]:.4f}" for c in curves[-len(configs) :]),
-            flush=True,
-        )
-        summaries = summarize(curves, rival)
-        keep(arguments, race.shortened(len({c.seed for c in curves}), arguments.tune), tuned, trials, curves, summaries)
-    print_table(summaries, rival, arguments.equal)
+            results.curves.append(nanogpt.run(Path(arguments.nanogpt), seed, arguments.threads))
+            print(f"seed {seed}: {nanogpt.NAME} {results.curves[-1].losses[-1]:.4f}", flush=True)
+        if configs:
+            curves = run_side_by_side(configs)
+            results.curves += curves
+            print(f"seed {seed}: " + ", ".join(f"{c.contestant} {c.losses[-1]:.4f}" for c in curves), flush=True)
+        keep(arguments, race, results)
+    print_table(summarize(results.in_order(race), rival_of(race)), rival_of(race), arguments.equal)
+
+
+def rival_of(race: Race) -> str:
+    """The contestant that the others are compared with: the first."""
+    return next(iter(race.contestants))
+
+
+def choose_options(race: Race, more: Options, equal: str, results: Results) -> None:
+    """Tune the contestants that have no options from an earlier call, and give them their steps."""
+    new = [name for name in race.contestants if name not in results.tuned]
+    if not new:
+        return
+    tuned, results.trials = tune(race.among(";".join(new)), more)
+    if equal == "time":
+        rival = rival_of(race)
+        tuned = with_equal_time(race, {rival: results.tuned.get(rival, more), **tuned}, results.trials)
+    results.tuned |= tuned
 
 
 def tune(race: Race, more: Options) -> tuple[dict[str, Options], Trials]:
@@ -127,8 +152,8 @@ def tune(race: Race, more: Options) -> tuple[dict[str, Options], Trials]:
 
 def with_equal_time(race: Race, tuned: dict[str, Options], trials: Trials) -> dict[str, Options]:
     """Give the others as many steps as fit in the time of the first, by their speeds in the last trial."""
-    rival = next(iter(race.contestants))
-    if trials:
+    rival = rival_of(race)
+    if trials and any(c.contestant == rival for c in trials[-1][1]):
         curves = {c.contestant: c for c in trials[-1][1]}
     else:
         short = {"max_iters": 100, "eval_interval": 100}
@@ -160,35 +185,25 @@ def described(options: Options) -> str:
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
-def keep(
-    arguments: Arguments,
-    race: Race,
-    tuned: dict[str, Options],
-    trials: Trials,
-    curves: list[Curve],
-    summaries: list[Summary],
-) -> None:
-    """Write the record and the picture. Called after every seed, so that a stopped race keeps its finished seeds."""
-    record = {
+def keep(arguments: Arguments, race: Race, results: Results) -> None:
+    """Write the record and the pictures. Called after every seed, so that a stopped race keeps its finished seeds."""
+    curves = results.in_order(race)
+    seeds = sorted({curve.seed for curve in curves})
+    finished = dataclasses.replace(race, seeds=seeds)
+    where: dict[str, str | int] = {
         "machine": machine_name("cpu"),
         "torch": torch.__version__,
         "threads": arguments.threads,
         "equal": arguments.equal,
-        "race": asdict(race),
-        "tuned": tuned,
-        "trials": [{"options": trial, "curves": [asdict(curve) for curve in tried]} for trial, tried in trials],
-        "summaries": [asdict(summary) for summary in summaries],
-        "curves": [asdict(curve) for curve in curves],
     }
     if arguments.output:
-        text = json.dumps(record, indent=1, allow_nan=False)
-        write_atomically(Path(arguments.output), lambda path: path.write_text(text + "\n"))
-    where = f"{record['machine']}, {arguments.threads} threads, torch {torch.__version__}"
-    title = f"{race.name}: {len(race.seeds)} seeds, equal {arguments.equal}"
+        write_record(Path(arguments.output), finished, results, summarize(curves, rival_of(race)), where)
+    place = f"{where['machine']}, {arguments.threads} threads, torch {torch.__version__}"
+    title = f"{race.name}: {len(seeds)} seeds, equal {arguments.equal}"
     if arguments.plot:
-        save_picture(draw_race(curves, title, where), Path(arguments.plot))
+        save_picture(draw_race(curves, title, place), Path(arguments.plot))
     if arguments.grid_plot:
-        save_picture(draw_losses_by_grid(curves, title, where), Path(arguments.grid_plot))
+        save_picture(draw_losses_by_grid(curves, title, place), Path(arguments.grid_plot))
 
 
 if __name__ == "__main__":

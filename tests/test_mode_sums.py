@@ -1,4 +1,4 @@
-"""Sums of products of modes by the kernel: their definition in float64 NumPy, their gradient, and the operator's rules."""
+"""Sums of products of modes by the kernel: their definition in float64, their gradient, and the operator's rules."""
 
 import numpy as np
 import pytest

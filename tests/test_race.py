@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,29 @@ def test_a_race_that_is_stopped_has_a_record_of_the_seeds_that_were_done(
     kept = json.loads((tmp_path / "race.json").read_text())
     assert kept["race"]["seeds"] == SEEDS[:1] and {curve["seed"] for curve in kept["curves"]} == {SEEDS[0]}
     assert len(kept["summaries"]) == len(CONTESTANTS)
+
+
+def test_seeds_and_contestants_of_earlier_calls_count_and_are_not_run_again(
+    folder: Path, record: dict[str, Any], tmp_path: Path
+) -> None:
+    call_with = partial(run_command, "bench/gpt.py", folder / "race.toml", "--threads=1", "--tune=False")
+    parts = [tmp_path / f"{k}.json" for k in range(3)]
+    for part, more in zip(parts, (("--seeds=4",), ("--seeds=3", "--only=MLP;gated"), ("--seeds=3",)), strict=True):
+        earlier = [f"--records={parts[1]}"] if part == parts[2] else []
+        assert call_with(*more, *earlier, f"--output={part}").code == 0
+    whole = tmp_path / "whole.json"
+    done = call_with(f"--records={parts[0]},{parts[2]}", f"--output={whole}", f"--plot={tmp_path / 'race.png'}")
+    assert done.code == 0 and "seed 3:" not in done.out and (tmp_path / "race.png").exists(), done
+    merged = json.loads(whole.read_text())
+    assert [(c["seed"], c["contestant"]) for c in merged["curves"]] == [(s, c) for s in SEEDS for c in CONTESTANTS]
+    again = call_with(f"--output={tmp_path / 'again.json'}")
+    assert again.code == 0
+    for one, other in zip(merged["curves"], json.loads((tmp_path / "again.json").read_text())["curves"], strict=True):
+        assert one["losses"] == other["losses"]
+    for wrong, part in ((folder / "race.toml", "not the record of a race"), (tmp_path / "no.json", "cannot be read")):
+        assert_one_sentence(call_with(f"--records={wrong}"), part)
+    assert_one_sentence(call_with(f"--records={parts[0]}", "--equal=time"), "not of the same race")
+    assert_one_sentence(call_with(f"--records={parts[0]},{folder / 'race.json'}"), "not of the same race")
 
 
 def test_a_race_can_be_run_among_some(folder: Path) -> None:
