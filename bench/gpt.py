@@ -98,6 +98,7 @@ def main() -> None:
         results.add(Path(record), race, arguments.equal)
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {arguments.threads} threads", flush=True)
     choose_options(race, more, arguments.equal, results)
+    keep(arguments, race, results)  # from which on a call beside this one can take the options
     for seed in race.seeds:
         configs = {
             name: race.configure(name, seed, results.tuned[name])
@@ -200,6 +201,8 @@ def keep(arguments: Arguments, race: Race, results: Results) -> None:
         write_record(Path(arguments.output), finished, results, summarize(curves, rival_of(race)), where)
     place = f"{where['machine']}, {arguments.threads} threads, torch {torch.__version__}"
     title = f"{race.name}: {len(seeds)} seeds, equal {arguments.equal}"
+    if not curves:
+        return
     if arguments.plot:
         save_picture(draw_race(curves, title, place), Path(arguments.plot))
     if arguments.grid_plot:
