@@ -136,6 +136,6 @@ def test_a_pickle_names_no_backend() -> None:
     assert b"spline_sum" not in pickle.dumps(KANLayer(4, 3, impl="dense"))
 
 
-@pytest.mark.parametrize("backend", backends.BACKENDS.values(), ids=str)
+@pytest.mark.parametrize("backend", backends.BACKENDS.values(), ids=list(backends.BACKENDS))
 def test_backends_can_be_pickled(backend: backends.Backend) -> None:
     assert pickle.loads(pickle.dumps(backend)) == backend
