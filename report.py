@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import common.threads  # noqa: F401  before torch
 
@@ -15,11 +16,13 @@ import tyro
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
 from common.files import write_atomically
+from model import PAIRS
 from splines.records import SplineRecords
 from splines.views import SplineView, most_curved
 from training.checkpoint import load_checkpoint
 from training.recorded_splines import splines_at
 from webpage.build import STRIP_SPLINES, build_page
+from webpage.maps import pack_maps
 from webpage.packing import BUDGET, pack
 from webpage.run_data import RunData, read_run, read_runs
 from webpage.weights import PackedModel, pack_model, why_not
@@ -68,7 +71,8 @@ def write_report(out_dirs: Sequence[Path], output: Path | None = None, live: boo
     else:
         packed = pack(records, runs[0].tokenizer)
     path = output or Path(out_dirs[0]) / REPORT_FILE
-    page = build_page(runs, packed, strip_splines(records), model, live)
+    maps = None if live else newest_maps(runs)
+    page = build_page(runs, packed, strip_splines(records), model, maps, live)
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 
@@ -86,6 +90,21 @@ def live_model(run: RunData, records: SplineRecords) -> PackedModel | str:
         return f"There is no live model here: {error}."
     steps = records.steps()
     return pack_model(checkpoint, records.read(steps[-1]) if steps else [])
+
+
+def newest_maps(runs: Sequence[RunData]) -> dict[str, Any] | None:
+    """Pack functions of two inputs, of the first run that has some, from its newest checkpoint.
+
+    Returns None if no run has any. If the checkpoint cannot be used, prints why and returns None.
+    """
+    run = next((run for run in runs if run.config.ffn == PAIRS), None)
+    if run is None:
+        return None
+    try:
+        return pack_maps(load_checkpoint(run.directory, "latest"), run.name)
+    except UserError as error:
+        print(f"{run.directory}: no functions of two inputs to show ({error})", flush=True)
+        return None
 
 
 def strip_splines(records: SplineRecords) -> list[SplineView]:

@@ -97,7 +97,7 @@ BELOW = {
         "common",
     },
     "training": {"model", "swap", "kan_layer", "backends", "corpus", "splines", "pictures", "common"},
-    "webpage": {"training", "model", "kan_layer", "corpus", "splines", "pictures", "common"},
+    "webpage": {"training", "model", "kan_layer", "pair_layer", "corpus", "splines", "pictures", "common"},
 }
 
 

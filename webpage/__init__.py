@@ -1,1 +1,1 @@
-"""Makes the report of a run, one HTML file: its data (run_data), its splines (packing) and its page (build)."""
+"""Makes the report of a run, one HTML file: its data (run_data), its splines (packing, maps) and its page (build)."""

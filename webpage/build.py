@@ -22,7 +22,7 @@ SCRIPTS = (
     "theme.js", "drawing.js", "splines.js", "curves.js",
     "seriation.js", "families.js", "map.js", "kinds.js", "function.js", "explorer.js",
     "model.js", "reading.js", "sampler.js", "attribution.js", "changes.js", "live.js", "prediction.js", "routes.js",
-    "main.js",
+    "maps.js", "main.js",
 )  # fmt: skip
 STRIP_SPLINES = 6
 NOT_KNOWN = float("nan")
@@ -33,14 +33,19 @@ def build_page(
     packed: PackedSplines | None,
     strip: Sequence[SplineView],
     model: PackedModel | str,
+    maps: dict[str, Any] | None,
     live: bool,
 ) -> str:
-    """The page about `runs`. `packed`, `strip` and `model` (or why there is none) are those of the first one."""
+    """The page about `runs`. `packed`, `strip` and `model` (or why there is none) are those of the first one.
+
+    `maps` are those of `webpage.maps.pack_maps`, of any of them.
+    """
     first = runs[0]
     title = first.name if len(runs) == 1 else " · ".join(run.name for run in runs)
     data = {
         "runs": [run.script_data() for run in runs],
         "splines": packed.metadata if packed else None,
+        "maps": maps,
         "model": None if isinstance(model, str) else model.metadata,
         "live": live,
     }
@@ -50,7 +55,7 @@ def build_page(
     parts = {
         "title": escape(title),
         "css": template("report.css"),
-        "navigation": navigation(packed is not None, bool(first.samples)),
+        "navigation": navigation(packed is not None, maps is not None, bool(first.samples)),
         "kicker": "Report of a run in progress, which this page follows" if live else kicker(runs),
         "lead": lead(runs),
         "model": model_section(first, model),
@@ -60,6 +65,7 @@ def build_page(
         "loss_words": escape(loss_words(runs)),
         "loss_table": loss_table(runs),
         "splines": spline_section(first) if packed else "",
+        "maps": maps_section(maps) if maps else "",
         "samples": SAMPLES if any(run.samples for run in runs) else "",
         "machine": machine(first),
         "commands": "".join(command_html(*pair) for pair in first.commands()),
@@ -94,9 +100,10 @@ def script_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def navigation(splines: bool, samples: bool) -> str:
+def navigation(splines: bool, maps: bool, samples: bool) -> str:
     links = [("model", "The model"), ("curves", "Training")]
-    links += [("splines", "Splines")] * splines + [("samples", "Samples")] * samples + [("run", "How it was made")]
+    links += [("splines", "Splines")] * splines + [("maps", "Maps")] * maps
+    links += [("samples", "Samples")] * samples + [("run", "How it was made")]
     return "".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in links)
 
 
@@ -142,6 +149,12 @@ def model_section(run: RunData, model: PackedModel | str) -> str:
 def spline_section(run: RunData) -> str:
     history = run.statistics
     return fill(template("splines.html"), {"advice": advice(history), "numbers": numbers(history)})
+
+
+def maps_section(maps: dict[str, Any]) -> str:
+    of = f"{escape(maps['run'])} at step {maps['step']:,}"
+    options = "".join(f"<option value={number}>{number}</option>" for number in range(len(maps["blocks"])))
+    return fill(template("maps.html"), {"of": of, "blocks": options})
 
 
 SAMPLES = """<section id="samples" aria-labelledby="samples-title">

@@ -25,6 +25,7 @@ def kicker(runs: Sequence[RunData]) -> str:
 KINDS = {
     "splines": "layers of learnable splines",
     "gated_splines": "gated layers of learnable splines",
+    "pair_splines": "gated layers of functions of two inputs",
     "mlp": "MLPs",
     "swiglu": "SwiGLU layers",
 }

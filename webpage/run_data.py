@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import UserError
 from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
+from model import PAIRS
 from splines.statistics import LayerStatistics
 from training.config import Config, read_saved
 from training.metrics import read_metrics
@@ -83,16 +84,14 @@ class RunData:
         """Commands for the run, each with what it does."""
         directory = str(self.directory)
         again = ["--out_dir", f"{directory}-again"]
+        has_pairs = self.config.ffn == PAIRS
         return [
             ("Write text with the best checkpoint.", command("sample.py", directory)),
             ("Train the same model again.", command("train.py", f"{directory}/{CONFIG_FILE}", *again)),
             ("The same from the options alone.", command("train.py", *self._options(), *again)),
             ("Go on from the newest checkpoint, for longer.", self._longer()),
-            *(
-                [("A film of how the splines formed.", command("plot.py", directory, "--film"))]
-                if self.config.has_splines
-                else []
-            ),
+            *[("A film of how the splines formed.", command("plot.py", directory, "--film"))] * self.config.has_splines,
+            *[("Maps of its functions of two inputs.", command("plot.py", directory, "--maps", "True"))] * has_pairs,
             ("This page again.", command("report.py", directory)),
         ]
 

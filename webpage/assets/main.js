@@ -35,5 +35,6 @@ startSamples();
 startCopying();
 startFollowing();
 if (DATA.splines) startExplorer();
+if (DATA.maps) startMaps();
 if (DATA.model) requestAnimationFrame(() => setTimeout(startLive));  // after the first paint
 document.documentElement.dataset.ready = "true";
