@@ -38,4 +38,5 @@ def faults(way: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
 def test_a_step_asks_for_no_memory_that_the_step_before_had() -> None:
     assert faults("kept") < 0.05 * PAGES
-    assert faults("as usual") > 0.5 * PAGES, "this test would not notice"
+    # How many tensors the C library gives back by itself depends on where they lie: from one to all of them.
+    assert faults("as usual") > 0.05 * PAGES, "this test would not notice"

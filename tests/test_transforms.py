@@ -178,6 +178,7 @@ OPERATORS = {
     "attention_backward": lambda x, w: torch.ops.splinegpt.attention_backward(
         x.new_ones(1, 2, 2), x.new_ones(1, 1, 2, 2), x.reshape(1, 2, 6), None, None, 1, True
     ),
+    "mode_sums": lambda x, w: torch.ops.splinegpt.mode_sums(x.reshape(1, 2, 2, 3), w[0, :2], w[1, :2]),
     "native": lambda x, w: torch.ops.splinegpt.native(x, w, 4.0, torch.float32),
     "native_backward": lambda x, w: torch.ops.splinegpt.native_backward(x.new_ones(3, 2), x, w, 4.0)[0],
     "pairs": lambda x, w: torch.ops.splinegpt.pairs(x, x, w.unsqueeze(1).expand(-1, 5, -1, -1), 4.0),
