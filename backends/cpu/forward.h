@@ -11,9 +11,8 @@
 namespace {
 
 // Adds the splines of some features to the sums of some tokens, (tokens, vectors * LANES). The lower row of W of each
-// (token, feature) starts at `row` in `weight`, the upper one at the distance `next` from it. If `paired`, `weight`
-// holds pairs of bfloat16 (the rows of both ends of a cell as one row), and `place` holds pairs of weights.
-template <int vectors, bool paired>
+// (token, feature) starts at `row` in `weight`, the upper one at the distance `next` from it.
+template <int vectors>
 void add_splines(const float* weight, int64_t next, const int32_t* row, const float* place, int features,
                  int64_t tokens, bool first, float* sums) {
     const Vector ones = splat(1);
@@ -23,13 +22,6 @@ void add_splines(const float* weight, int64_t next, const int32_t* row, const fl
         for (int k = 0; k < vectors; k++) sum[k] = first ? Vector{} : load(sums + k * LANES);
         auto add = [&](uint32_t lower_row, const float& t) __attribute__((always_inline)) {
             const float *lower = weight + lower_row, *upper = lower + next;
-            if constexpr (paired) {
-                uint32_t weights;
-                std::memcpy(&weights, &t, 4);
-#pragma GCC unroll 8
-                for (int k = 0; k < vectors; k++) add_dots(sum[k], lower + k * LANES, weights);
-                return;
-            }
             KEEP_POINTER(upper);
             const Vector right = splat(t), left = ones - right;
 #pragma GCC unroll 8
@@ -50,10 +42,9 @@ void add_splines(const float* weight, int64_t next, const int32_t* row, const fl
     }
 }
 
-template <bool paired>
-auto splines_adder(int vectors) {
-    decltype(&add_splines<1, paired>) adder;
-    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { adder = add_splines<constant.value, paired>; });
+inline auto splines_adder(int vectors) {
+    decltype(&add_splines<1>) adder;
+    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { adder = add_splines<constant.value>; });
     return adder;
 }
 
@@ -61,25 +52,21 @@ struct Forward {
     const Shape& shape;
     Rows x, weight, y;  // x (N, I), weight (I*G, O), y (N, O)
     Grid grid;
-    bool paired;
     int max_vectors, tile_features;
-    int64_t tile_rows;  // rows of a tile that belong to one feature
 
     Forward(const Shape& s, const void* x_data, const void* weight_data, void* y_data)
         : shape(s),
           x{(char*)x_data, s.x_half != 0, s.inputs},
           weight{(char*)weight_data, s.weight_half != 0, s.outputs},
           y{(char*)y_data, s.y_half != 0, s.outputs},
-          grid(s.points, s.width),
-          paired(BFLOAT16_DOT && s.y_half && s.tokens > s.points),  // with fewer tokens packing costs too much
-          tile_rows(paired ? s.points - 1 : s.points) {
+          grid(s.points, s.width) {
         // Measured with L1 caches of 48 KiB: wide strips while a tile of four features fits there; else narrower
         // ones, tiles that fit the L2 cache, and more features to a tile, as each costs a pass over the sums.
         const bool small = s.points <= 16 * 8 / MAX_VECTORS;
         max_vectors = small ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
         const int64_t tile_bytes = small ? 32 << 10 : 64 << 10;
         tile_features = CHUNK;
-        const int64_t feature_bytes = tile_rows * max_vectors * LANES * 4;
+        const int64_t feature_bytes = shape.points * max_vectors * LANES * 4;
         while (tile_features > 1 && tile_features * feature_bytes > tile_bytes) tile_features /= 2;
     }
 
@@ -92,7 +79,7 @@ struct Forward {
     void run_block(int64_t token, int64_t token_end, int64_t output, int64_t output_end) {
         const int64_t tokens = token_end - token, padded = ceil_div(output_end - output, LANES) * LANES;
         if (padded <= 0) return;
-        Buffer<float> tile(tile_features * tile_rows * max_vectors * LANES), sums(tokens * padded);
+        Buffer<float> tile(tile_features * shape.points * max_vectors * LANES), sums(tokens * padded);
         Buffer<float> place(tokens * CHUNK);
         Buffer<int32_t> cell(tokens * CHUNK), row(tokens * CHUNK);
         for (int64_t i = 0; i < shape.inputs; i += CHUNK) {
@@ -114,11 +101,6 @@ struct Forward {
             x.read(token + n, i, features, CHUNK, in);
             if (i + CHUNK < shape.inputs) x.prefetch(token + n, i + CHUNK);
             grid.locate(in, cell + n * CHUNK, place + n * CHUNK);
-            if (!paired) continue;
-            for (float* t = place + n * CHUNK; t < place + (n + 1) * CHUNK; t++) {
-                const uint32_t weights = bfloat16_pair(1 - *t, *t);
-                std::memcpy(t, &weights, 4);
-            }
         }
     }
 
@@ -127,43 +109,22 @@ struct Forward {
         int64_t stride = 0;
         for_strips(output, output_end, max_vectors, [&](int64_t o, int count, int vectors) {
             // With few tokens, read W where it lies: packing would read all G control points of each spline.
-            const bool in_place = (tokens < 3 * shape.points ? !weight.half : weight.packed_enough(count)) && !paired &&
+            const bool in_place = (tokens < 3 * shape.points ? !weight.half : weight.packed_enough(count)) &&
                                   count == vectors * LANES && features * shape.points * shape.outputs < INT32_MAX;
             const int64_t row_length = in_place ? shape.outputs : vectors * LANES;
             if (row_length != stride) {
                 stride = row_length;
                 for (int64_t n = 0; n < tokens; n++)
                     for (int f = 0; f < features; f++)
-                        row[n * CHUNK + f] = int32_t((f * tile_rows + cell[n * CHUNK + f]) * stride);
+                        row[n * CHUNK + f] = int32_t((f * shape.points + cell[n * CHUNK + f]) * stride);
             }
-            if (!in_place) pack(i, features, o, count, vectors, tile);
-            const auto add = paired ? splines_adder<BFLOAT16_DOT>(vectors) : splines_adder<false>(vectors);
-            add(in_place ? weight.floats(i * shape.points, o) : tile, stride, row, place, features, tokens, i == 0,
-                sums + (o - output) * tokens);
+            if (!in_place)
+                for (int64_t r = 0; r < features * shape.points; r++)
+                    weight.read(i * shape.points + r, o, count, vectors * LANES, tile + r * stride);
+            splines_adder(vectors)(in_place ? weight.floats(i * shape.points, o) : tile, stride, row, place, features,
+                                   tokens, i == 0, sums + (o - output) * tokens);
         });
     }
-
-    void pack(int64_t i, int features, int64_t o, int count, int vectors, float* tile) const {
-        const int length = vectors * LANES;
-        if (!paired) {
-            for (int64_t r = 0; r < features * shape.points; r++)
-                weight.read(i * shape.points + r, o, count, length, tile + r * length);
-            return;
-        }
-        float ends[2][MAX_VECTORS * LANES];
-        for (int f = 0; f < features; f++) {
-            weight.read((i + f) * shape.points, o, count, length, ends[0]);
-            for (int64_t g = 0; g < tile_rows; g++, tile += length) {
-                const float *lower = ends[g % 2], *upper = ends[(g + 1) % 2];
-                weight.read((i + f) * shape.points + g + 1, o, count, length, ends[(g + 1) % 2]);
-                for (int k = 0; k < length; k++) {
-                    const uint32_t pair = bfloat16_pair(lower[k], upper[k]);
-                    std::memcpy(tile + k, &pair, 4);
-                }
-            }
-        }
-    }
-
 };
 
 }  // namespace

@@ -66,13 +66,27 @@ inline uint16_t to_bfloat16(float value) {  // round to nearest, ties to even; N
     return value == value ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FC0;
 }
 
-inline uint32_t bfloat16_pair(float low, float high) { return uint32_t(to_bfloat16(high)) << 16 | to_bfloat16(low); }
-
 inline float from_bfloat16(uint16_t value) {
     const uint32_t bits = uint32_t(value) << 16;
     float wide;
     std::memcpy(&wide, &bits, 4);
     return wide;
+}
+
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+
+// LANES numbers as `to_bfloat16` rounds them, in the upper halves of words.
+inline Words upper_halves(Vector value) {
+    const Words bits = (Words)value, rounded = bits + 0x7FFF + (bits >> 16 & 1), nan = Words{} + 0x7FC00000;
+    return (value == value ? rounded : nan) & 0xFFFF0000;
+}
+inline Vector load_halves(const uint16_t* from) {
+    return (Vector)(__builtin_convertvector(*reinterpret_cast<const UnalignedHalves*>(from), Words) << 16);
+}
+inline void store_halves(uint16_t* to, Vector value) {
+    *reinterpret_cast<UnalignedHalves*>(to) = __builtin_convertvector(upper_halves(value) >> 16, Halves);
 }
 
 // Rows of a tensor of the caller, whose elements are float32 or bfloat16.
@@ -88,7 +102,9 @@ struct Rows {
     void read(int64_t row, int64_t column, int count, int padded, float* to) const {
         if (half) {
             const uint16_t* from = reinterpret_cast<const uint16_t*>(data) + row * width + column;
-            for (int k = 0; k < count; k++) to[k] = from_bfloat16(from[k]);
+            int k = 0;
+            for (; k + LANES <= count; k += LANES) store(to + k, load_halves(from + k));
+            for (; k < count; k++) to[k] = from_bfloat16(from[k]);
         } else {
             const float* from = floats(row, column);
             int k = 0;
@@ -100,7 +116,9 @@ struct Rows {
     void write(int64_t row, int64_t column, int count, const float* from) const {
         if (half) {
             uint16_t* to = reinterpret_cast<uint16_t*>(data) + row * width + column;
-            for (int k = 0; k < count; k++) to[k] = to_bfloat16(from[k]);
+            int k = 0;
+            for (; k + LANES <= count; k += LANES) store_halves(to + k, load(from + k));
+            for (; k < count; k++) to[k] = to_bfloat16(from[k]);
         } else {
             float* to = reinterpret_cast<float*>(data) + row * width + column;
             int k = 0;

@@ -23,13 +23,6 @@ constexpr int LANES = 4, REGISTERS = 16;
 #define KEEP_POINTER(pointer) asm("" : "+r"(pointer))  // base + constant addresses: cheaper than base + index
 constexpr int MAX_VECTORS = REGISTERS / 4;  // in a strip of outputs: the backward holds three for each
 
-// Whether bfloat16 is computed by vdpbf16ps, which interpolates 16 outputs in one instruction, rather than in float32.
-// Off unless -DBFLOAT16_DOT=1: Intel's Emerald Rapids issues one every two cycles, so that two float32 multiply-adds are
-// faster, and with both weights rounded to bfloat16, inputs far outside the grid cancel badly.
-#ifndef BFLOAT16_DOT
-#define BFLOAT16_DOT 0
-#endif
-
 typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef float UnalignedVector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
@@ -40,17 +33,6 @@ inline Vector splat(float value) {
     KEEP_IN_REGISTER(all);
     return all;
 }
-
-#if BFLOAT16_DOT
-// sum += the dot products of pairs of bfloat16: in each lane the values at both ends of a cell, and their two weights.
-inline void add_dots(Vector& sum, const float* pairs, uint32_t weights) {
-    typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
-    const Bits all = weights - Bits{};
-    asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const UnalignedVector*>(pairs)), "v"(all));
-}
-#else
-[[maybe_unused]] inline void add_dots(Vector&, const float*, uint32_t) {}
-#endif
 
 // Lane k of the result is the sum of lanes k and k ^ distance: of a where k & distance is 0, else of b.
 template <int distance, int... k>
