@@ -1,18 +1,24 @@
-"""Feed-forward layers that follow attention in a block: gated splines, and the MLPs they are compared with.
+"""Feed-forward layers that follow attention in a block: splines, gated splines, and the MLPs they are compared with.
 
-Each maps width → width. A class with `takes_gate_input` has a gate and takes the input of that gate as a second
-argument. With token shift, gated layers show the mix of this and the previous token to their gate only; other layers
-see nothing but the mix. A layer with `takes_previous` takes the previous token's features as a third.
+Each maps width → width, and `FEED_FORWARDS` says how each is made from the options of a model. A class with
+`takes_gate_input` has a gate and takes the input of that gate as a second argument. With token shift, gated layers show
+the mix of this and the previous token to their gate only; other layers see nothing but the mix. A layer with
+`takes_previous` takes the previous token's features as a third.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kan_layer import KANLayer
+from model_options import PAIRS, SPLINES, GPTOptions
+from pair_layer import PairLayer
 
 
 class MLP(nn.Module):
@@ -123,3 +129,88 @@ class AttentionGate(nn.Module):
             return 1 + self.splines(x)
         assert self.c_gate is not None
         return 2 * self.c_gate(x).sigmoid()
+
+
+def spline_layer(config: GPTOptions, outputs: int, usual_init: str) -> KANLayer:
+    """A spline layer, n_embd → `outputs`, which starts from `usual_init` unless the config names another init."""
+    return KANLayer(
+        config.n_embd,
+        outputs,
+        init=usual_init if config.kan_init == "auto" else config.kan_init,
+        **spline_options(config),
+    )
+
+
+def spline_options(config: GPTOptions) -> dict[str, Any]:
+    """The keyword arguments of KANLayer that all spline layers of a model share."""
+    return {
+        "num_control_points": config.num_control_points,
+        "spline_width": config.spline_width,
+        "impl": config.kan_impl,
+        "variant": config.kan_variant,
+        "zero_centred": config.kan_zero_centred,
+    }
+
+
+def hidden_norm(config: GPTOptions, hidden: int) -> nn.Module:
+    return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
+
+
+def stored_points(config: GPTOptions) -> int:
+    """Number of parameters of one spline."""
+    return config.num_control_points - config.kan_zero_centred
+
+
+def hidden_width(config: GPTOptions, matrices: int) -> int:
+    """Hidden size for a layer of `matrices` weight matrices, n_embd x hidden each.
+
+    It is config.ffn_hidden, or the size that gives the layer as many parameters as the 4x MLP has (8·n_embd²), minus
+    those of an attention gate.
+    """
+    budget = 8  # in units of n_embd² parameters
+    if config.attention_gate:
+        budget -= stored_points(config) if config.ffn in SPLINES else 1
+    return config.ffn_hidden or max(1, round(budget * config.n_embd / matrices))
+
+
+def splines(config: GPTOptions) -> nn.Module:
+    return spline_layer(config, config.n_embd, "zero")
+
+
+def gated_splines(config: GPTOptions) -> nn.Module:
+    hidden = hidden_width(config, matrices=stored_points(config) + 2)
+    functions = spline_layer(config, hidden, "random_normal")
+    return GatedSplines(functions, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+
+
+def pair_splines(config: GPTOptions) -> nn.Module:
+    """Unless ffn_hidden is given, as wide as makes 8·n_embd² multiply-adds with those of an attention gate."""
+    budget = 8 - KANLayer.MACS * config.attention_gate
+    hidden = config.ffn_hidden or max(1, round(budget * config.n_embd / (PairLayer.MACS + 2)))
+    init = "random_normal" if config.kan_init == "auto" else config.kan_init
+    points, width, variant = config.num_control_points, config.spline_width, config.kan_variant
+    pairs = PairLayer(config.n_embd, hidden, init, points, width, variant)
+    norm = hidden_norm(config, hidden)
+    return GatedSplines(pairs, config.n_embd, hidden, config.bias, norm, takes_previous=True)
+
+
+def mlp(config: GPTOptions, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:
+    hidden = hidden_width(config, matrices=2)
+    return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), activation)
+
+
+def swiglu(config: GPTOptions) -> nn.Module:
+    hidden = hidden_width(config, matrices=3)
+    return SwiGLU(config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
+
+
+# The feed-forward layers by the name that `--ffn` takes. Benchmarks add layers of other projects.
+FEED_FORWARDS: dict[str, Callable[[GPTOptions], nn.Module]] = {
+    "splines": splines,
+    "gated_splines": gated_splines,
+    PAIRS: pair_splines,
+    "mlp": mlp,
+    "mlp_tanh": partial(mlp, activation=partial(F.gelu, approximate="tanh")),  # as in GPT-2
+    "relu2": partial(mlp, activation=relu_squared),
+    "swiglu": swiglu,
+}

@@ -7,10 +7,8 @@ options are common in today's small models. Every block is pre-normalized: x + a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +18,9 @@ from attention import CausalSelfAttention, KVCache
 from backends import IMPLS
 from common.tables import fill_tables
 from embeddings import PairEmbedding, RotaryEmbedding
-from feed_forward import MLP, AttentionGate, GatedSplines, SwiGLU, TokenShift, relu_squared
+from feed_forward import FEED_FORWARDS, AttentionGate, TokenShift, spline_layer, spline_options
 from kan_layer import KANLayer
+from model_options import ARCHITECTURES, PAIRS, SPLINES, GPTOptions
 from pair_layer import PairLayer
 from splines.checks import check_choice, check_integer, check_literals, check_middle, check_width
 from splines.pair_basis import VARIANTS as PAIR_VARIANTS
@@ -32,92 +31,8 @@ MULTIPLY_ADD_FLOPS = 2
 TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
 
 
-SPLINES = ("splines", "gated_splines")  # the values of ffn that make spline layers
-PAIRS = "pair_splines"  # the one that makes layers of functions of two inputs
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "modern": {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "zero_init_projections": True},
-    "nanogpt": {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False},
-}
-
-
 @dataclass(frozen=True)
-class ModelOptions:
-    """The options of the GPT, except those of its splines."""
-
-    heading: ClassVar[str] = "model"
-
-    n_layer: int = 4
-    """Number of Transformer blocks."""
-    n_head: int = 4
-    """Attention heads per block; must divide n_embd."""
-    n_embd: int = 128
-    """Width of the model: size of the residual stream."""
-    block_size: int = 64
-    """Context length in tokens."""
-    vocab_size: int = 0
-    """Rows of the token embedding; 0 takes the size of the dataset's vocabulary, a larger number pads it."""
-    architecture: Literal["modern", "nanogpt"] = "modern"
-    """Sets the next four options: modern (RoPE, RMSNorm, QK-norm, projections that start at zero), or nanogpt (as
-    GPT-2). Each of the four can still be set on its own."""
-    position: Literal["auto", "rope", "learned"] = "auto"
-    """Rotary position embedding (Su et al. 2021), or learned positions as in GPT-2."""
-    norm: Literal["auto", "rmsnorm", "layernorm"] = "auto"
-    """Normalization before attention, before the feed-forward layer and before the head."""
-    qk_norm: Literal["auto"] | bool = "auto"
-    """Normalize queries and keys (Henry et al. 2020); keeps attention stable at high learning rates."""
-    zero_init_projections: Literal["auto"] | bool = "auto"
-    """Start the output projections of attention and MLP at zero instead of GPT-2's small random values."""
-    ffn: str = "splines"
-    """Feed-forward layer of each block: splines (one spline layer), gated_splines (splines times a linear layer,
-    projected back), pair_splines (the same with functions of a feature now and one token before), or the layers to
-    compare with: mlp (GELU), relu2, swiglu, mlp_tanh (GELU as GPT-2 approximates it)."""
-    ffn_hidden: int = 0
-    """Hidden size of the MLPs and gated splines; 0 gives the layer as many parameters as the 4x MLP has (pair_splines:
-    as many multiply-adds)."""
-    ffn_norm: bool = False
-    """Normalize the hidden values of the MLPs and gated splines before the projection back (no parameters)."""
-    attention_gate: bool = False
-    """Multiply attention's output by a gate, computed from the block's input by splines or a linear layer. The
-    feed-forward layer gets narrower, so that the number of parameters stays the same."""
-    token_shift: bool = False
-    """Mix the previous token, by learnt shares, into the input of the feed-forward layer; in gated layers only into the
-    input of the gate."""
-    pair_rows: int = 0
-    """Rows of an embedding for pairs of a token and the previous one; 0 for none. With fewer rows than pairs, pairs
-    share rows."""
-    tie_embeddings: bool = True
-    """Share the weights of the token embedding with the head, as GPT-2 does."""
-    bias: bool = False
-    """Biases in linear layers and LayerNorms, as in GPT-2."""
-    dropout: float = 0.0
-    """Dropout on embeddings, attention and residual branches (0 on small budgets, 0.1-0.2 when data repeats)."""
-
-
-@dataclass(frozen=True)
-class SplineOptions:
-    """The options of the spline layers."""
-
-    heading: ClassVar[str] = "splines"
-
-    num_control_points: int = 5
-    """Control points per spline (G); at 8 a spline layer has as many parameters as the 4x MLP."""
-    spline_width: float = 4.0
-    """Width of the splines' grid in standard deviations of the normalized activations."""
-    kan_impl: str = "auto"
-    """Backend of the spline layers: auto, native, triton, semi_structured, dense, embedding_bag, csr …"""
-    kan_variant: str = "B-spline"
-    """Parametrisation of the control points: B-spline stores them; balanced suits large grids (docs/splines.md)."""
-    kan_init: Literal["auto", "zero", "random_normal", "identity"] = "auto"
-    """Function that the splines start from. auto takes zero for splines, so that blocks start as attention alone, and
-    random_normal for gated_splines."""
-    kan_zero_centred: bool = False
-    """Keep every spline at zero in the middle of an odd grid and add a bias; G-1 control points are stored."""
-    kan_swap: str = ""
-    """Pattern of names of linear layers to replace by splines that compute the same, as in "blocks.*.ffn.c_fc"."""
-
-
-@dataclass(frozen=True)
-class GPTConfig(SplineOptions, ModelOptions):
+class GPTConfig(GPTOptions):
     """Everything that defines the model. Raises ValueError for an option that is out of range."""
 
     def __post_init__(self) -> None:
@@ -160,31 +75,6 @@ def normalization(config: GPTConfig) -> nn.Module:
     return nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
-def spline_layer(config: GPTConfig, outputs: int, usual_init: str) -> KANLayer:
-    """A spline layer, n_embd → `outputs`, which starts from `usual_init` unless the config names another init."""
-    return KANLayer(
-        config.n_embd,
-        outputs,
-        init=usual_init if config.kan_init == "auto" else config.kan_init,
-        **spline_options(config),
-    )
-
-
-def spline_options(config: GPTConfig) -> dict[str, Any]:
-    """The keyword arguments of KANLayer that all spline layers of a model share."""
-    return {
-        "num_control_points": config.num_control_points,
-        "spline_width": config.spline_width,
-        "impl": config.kan_impl,
-        "variant": config.kan_variant,
-        "zero_centred": config.kan_zero_centred,
-    }
-
-
-def hidden_norm(config: GPTConfig, hidden: int) -> nn.Module:
-    return nn.RMSNorm(hidden, eps=1e-5, elementwise_affine=False) if config.ffn_norm else nn.Identity()
-
-
 def attention(config: GPTConfig, layer: int) -> CausalSelfAttention:
     return CausalSelfAttention(
         layer,
@@ -203,66 +93,6 @@ def attention_gate(config: GPTConfig) -> AttentionGate:
     if config.ffn in (*SPLINES, PAIRS):
         return AttentionGate(splines=spline_layer(config, config.n_embd, "zero"))
     return AttentionGate(linear=nn.Linear(config.n_embd, config.n_embd, bias=config.bias))
-
-
-def stored_points(config: GPTConfig) -> int:
-    """Number of parameters of one spline."""
-    return config.num_control_points - config.kan_zero_centred
-
-
-def hidden_width(config: GPTConfig, matrices: int) -> int:
-    """Hidden size for a layer of `matrices` weight matrices, n_embd x hidden each.
-
-    It is config.ffn_hidden, or the size that gives the layer as many parameters as the 4x MLP has (8·n_embd²), minus
-    those of an attention gate.
-    """
-    budget = 8  # in units of n_embd² parameters
-    if config.attention_gate:
-        budget -= stored_points(config) if config.ffn in SPLINES else 1
-    return config.ffn_hidden or max(1, round(budget * config.n_embd / matrices))
-
-
-def splines(config: GPTConfig) -> nn.Module:
-    return spline_layer(config, config.n_embd, "zero")
-
-
-def gated_splines(config: GPTConfig) -> nn.Module:
-    hidden = hidden_width(config, matrices=stored_points(config) + 2)
-    functions = spline_layer(config, hidden, "random_normal")
-    return GatedSplines(functions, config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
-
-
-def pair_splines(config: GPTConfig) -> nn.Module:
-    """Unless ffn_hidden is given, as wide as makes 8·n_embd² multiply-adds with those of an attention gate."""
-    budget = 8 - KANLayer.MACS * config.attention_gate
-    hidden = config.ffn_hidden or max(1, round(budget * config.n_embd / (PairLayer.MACS + 2)))
-    init = "random_normal" if config.kan_init == "auto" else config.kan_init
-    points, width, variant = config.num_control_points, config.spline_width, config.kan_variant
-    pairs = PairLayer(config.n_embd, hidden, init, points, width, variant)
-    norm = hidden_norm(config, hidden)
-    return GatedSplines(pairs, config.n_embd, hidden, config.bias, norm, takes_previous=True)
-
-
-def mlp(config: GPTConfig, activation: Callable[[Tensor], Tensor] = F.gelu) -> nn.Module:
-    hidden = hidden_width(config, matrices=2)
-    return MLP(config.n_embd, hidden, config.bias, hidden_norm(config, hidden), activation)
-
-
-def swiglu(config: GPTConfig) -> nn.Module:
-    hidden = hidden_width(config, matrices=3)
-    return SwiGLU(config.n_embd, hidden, config.bias, hidden_norm(config, hidden))
-
-
-# The feed-forward layers by the name that `--ffn` takes. Benchmarks add layers of other projects.
-FEED_FORWARDS: dict[str, Callable[[GPTConfig], nn.Module]] = {
-    "splines": splines,
-    "gated_splines": gated_splines,
-    PAIRS: pair_splines,
-    "mlp": mlp,
-    "mlp_tanh": partial(mlp, activation=partial(F.gelu, approximate="tanh")),  # as in GPT-2
-    "relu2": partial(mlp, activation=relu_squared),
-    "swiglu": swiglu,
-}
 
 
 class Block(nn.Module):

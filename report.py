@@ -16,7 +16,7 @@ import tyro
 from common.command_line import OptionParser
 from common.errors import UserError, exit_on_user_error
 from common.files import write_atomically
-from model import PAIRS
+from model_options import PAIRS
 from splines.records import SplineRecords
 from splines.views import SplineView, most_curved
 from training.checkpoint import load_checkpoint

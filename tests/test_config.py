@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from backends import IMPLS
 from common.command_line import option_groups
 from common.errors import UserError
+from feed_forward import FEED_FORWARDS
 from kan_layer import VARIANTS
-from model import ARCHITECTURES, FEED_FORWARDS, PAIR_VARIANTS, PAIRS
+from model_options import ARCHITECTURES, PAIRS
+from splines.pair_basis import VARIANTS as PAIR_VARIANTS
 from tests.runs import ROOT, call
 from train import main
 from training import config as config_module

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"train", "sample", "report", "plot", "simplify", "convert", "export"}
-MODEL = {"model", "attention", "feed_forward", "embeddings", "kan_layer", "pair_layer", "swap"}
+MODEL = {"model", "model_options", "attention", "feed_forward", "embeddings", "kan_layer", "pair_layer", "swap"}
 PACKAGES = {"backends", "splines", "pictures", "corpus", "common", "training", "webpage", "bench"}
 # Only benchmarks import commands, and train.py, which samples and reports during training.
 USED_BY_TRAIN = {"sample", "report"}
@@ -80,12 +80,14 @@ BELOW = {
     "pictures": {"splines", "common"},
     "backends": {"common"},
     "attention": {"backends", "embeddings"},
-    "feed_forward": set(),
+    "model_options": set(),
+    "feed_forward": {"kan_layer", "pair_layer", "model_options"},
     "embeddings": {"common"},
     "kan_layer": {"backends", "splines", "pictures", "common"},
     "pair_layer": {"backends", "splines", "common"},
     "swap": {"kan_layer", "common"},
     "model": {
+        "model_options",
         "kan_layer",
         "pair_layer",
         "swap",
@@ -96,8 +98,18 @@ BELOW = {
         "splines",
         "common",
     },
-    "training": {"model", "swap", "kan_layer", "backends", "corpus", "splines", "pictures", "common"},
-    "webpage": {"training", "model", "kan_layer", "pair_layer", "corpus", "splines", "pictures", "common"},
+    "training": {"model", "model_options", "swap", "kan_layer", "backends", "corpus", "splines", "pictures", "common"},
+    "webpage": {
+        "training",
+        "model",
+        "model_options",
+        "kan_layer",
+        "pair_layer",
+        "corpus",
+        "splines",
+        "pictures",
+        "common",
+    },
 }
 
 

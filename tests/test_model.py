@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embeddings import PairEmbedding
+from feed_forward import FEED_FORWARDS
 from kan_layer import KANLayer
-from model import FEED_FORWARDS, GPT, PAIRS, GPTConfig
+from model import GPT, GPTConfig
+from model_options import PAIRS
 
 NANOGPT = {"position": "learned", "norm": "layernorm", "qk_norm": False, "zero_init_projections": False, "ffn": "mlp"}
 EVERY_KIND = [

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bench.shared import nanogpt, peer_blocks
 from bench.shared.race import Race
-from model import FEED_FORWARDS, GPT, GPTConfig
+from feed_forward import FEED_FORWARDS
+from model import GPT, GPTConfig
 from tests.test_model import NANOGPT, tiny
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from corpus.tokenizer import Tokenizer
-from model import GPT, SPLINES, GPTConfig
+from model import GPT, GPTConfig
+from model_options import SPLINES
 from training.checkpoint import load_checkpoint
 from training.checkpoint_files import checkpoint_folder
 from training.config import Config

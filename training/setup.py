@@ -5,7 +5,8 @@ from __future__ import annotations
 import backends
 from common.errors import UserError
 from corpus.dataset import Dataset, ensure_prepared, find_dataset
-from model import GPT, SPLINES
+from model import GPT
+from model_options import SPLINES
 from training.device import Device
 from training.distributed import World
 from training.evaluation import EVALUATION_TOKENS

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import UserError
 from corpus.tokenizer import Tokenizer, tokenizer_from_metadata
-from model import PAIRS
+from model_options import PAIRS
 from splines.statistics import LayerStatistics
 from training.config import Config, read_saved
 from training.metrics import read_metrics

@@ -9,7 +9,8 @@ from torch import nn
 
 from bench.shared.case import Case
 from bench.shared.peers import PEERS, Layers, build_peer
-from model import FEED_FORWARDS, GPT, GPTConfig
+from feed_forward import FEED_FORWARDS
+from model import GPT, GPTConfig
 
 GRIDS = range(2, 33)
 

@@ -20,7 +20,7 @@ from bench.shared.peers import PEERS
 from bench.shared.timing import compile_without_limit
 from common.errors import UserError
 from corpus.dataset import Dataset, ensure_prepared
-from model import FEED_FORWARDS
+from feed_forward import FEED_FORWARDS
 from train import Trainer
 from training.config import Config, parse
 from training.device import choose_device
