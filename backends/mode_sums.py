@@ -18,7 +18,7 @@ from backends.operators import operator
 
 
 def can_compute(weight: Tensor) -> bool:
-    """Whether the operator is for this tensor, and for the transforms that are active."""
+    """Whether the operator takes this tensor, and no active transform forbids it."""
     return weight.device.type == "cpu" and weight.dtype is torch.float32 and not standard.is_wanted()
 
 
@@ -29,16 +29,13 @@ def mode_sums(weight: Tensor, modes: Tensor, scales: Tensor, transposed: bool = 
     Raises ValueError for other arguments.
     """
     grid = weight.shape[1:3]
-    if weight.ndim != 4 or modes.shape != grid or scales.shape != grid or grid[0] != grid[1]:
+    if weight.ndim != 4 or modes.shape != grid or scales.shape != grid or grid[0] != grid[1] or not grid[0]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (weight, modes, scales))
         raise ValueError(f"weight must be (I, G, G, O), modes and scales (G, G); got {shapes}")
     if {weight.dtype, modes.dtype, scales.dtype} != {torch.float32}:
         raise ValueError(f"all must be float32; got {weight.dtype}, {modes.dtype} and {scales.dtype}")
     if native_build.why_not():
-        matrix = modes.t() if transposed else modes
-        scaled = weight if transposed else scales.unsqueeze(-1) * weight
-        sums = torch.einsum("ac,bd,icdo->iabo", matrix, matrix, scaled)
-        return scales.unsqueeze(-1) * sums if transposed else sums.contiguous()
+        return _in_standard_operators(weight, modes, scales, transposed)
     weight, modes, scales = weight.contiguous(), modes.contiguous(), scales.contiguous()
     y = torch.empty_like(weight)
     inputs, points, _, outputs = weight.shape
@@ -47,6 +44,13 @@ def mode_sums(weight: Tensor, modes: Tensor, scales: Tensor, transposed: bool = 
         *addresses(modes, scales, weight, y),
     )
     return y
+
+
+def _in_standard_operators(weight: Tensor, modes: Tensor, scales: Tensor, transposed: bool) -> Tensor:
+    matrix = modes.t() if transposed else modes
+    scaled = weight if transposed else scales.unsqueeze(-1) * weight
+    sums = torch.einsum("ac,bd,icdo->iabo", matrix, matrix, scaled)
+    return (scales.unsqueeze(-1) * sums if transposed else sums).contiguous()
 
 
 @mode_sums.register_fake
@@ -60,7 +64,11 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    modes, scales = ctx.saved_tensors  # constants of the layer
+    if any(ctx.needs_input_grad[1:3]):
+        raise RuntimeError("splinegpt::mode_sums has no derivatives by the modes and scales, which are constants")
+    modes, scales = ctx.saved_tensors
+    if standard.is_wanted():
+        return _in_standard_operators(grad, modes, scales, not ctx.transposed), None, None, None
     return mode_sums(grad, modes, scales, not ctx.transposed), None, None, None
 
 

@@ -1,5 +1,5 @@
-// The spline layer on a CPU, forward and backward for float32 and bfloat16, and splines of pairs of features and
-// attention in float32, behind a plain C ABI.
+// The spline layer on a CPU, forward and backward for float32 and bfloat16, and in float32 splines of pairs of features,
+// sums of their modes, and attention, behind a plain C ABI.
 //
 //     y[n,o] = sum_i (1-t) W[i,j,o] + t W[i,j+1,o],   cell j and place t found from x[n,i]
 //

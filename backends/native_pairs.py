@@ -1,8 +1,8 @@
 """Splines of pairs of features by our own C++ kernel (native.cpp) for CPUs, float32, forward and backward.
 
-Costs 3·I·O multiply-adds per token whatever G is; the basis is never materialised. Where the kernel cannot be built,
-these operators compute the same in standard ones. They make this choice inside, where compilers do not look, because
-the build cannot be traced.
+Costs 3·I·O multiply-adds per token whatever G is, and 4·I·O beyond the grid; the basis is never materialised. Where the
+kernel cannot be built, these operators compute the same in standard ones. They make this choice inside, where compilers
+do not look, because the build cannot be traced.
 """
 
 import ctypes

@@ -5,8 +5,8 @@ which the places t (of x) and s (of z) in it are equal. On either triangle a fun
 
     (1 - t)·W00 + (t - s)·W10 + s·W11   where t ≥ s,      (1 - s)·W00 + (s - t)·W01 + t·W11   elsewhere.
 
-Beyond the grid it goes on straight from the nearest point of it. Its slope there along x lies between those of the two
-edges of the cell along x, (1 - s)·(W10 - W00) + s·(W11 - W01), and its slope along z likewise.
+Beyond the grid it goes on straight from the nearest point of it. Where x lies beyond, the slope along x is that of the
+edges of the cell along x, (1 - s)·(W10 - W00) + s·(W11 - W01), at the nearest s of the grid. Likewise for z.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from bench.shared.peer_blocks import register
 from bench.shared.peers import load_peers
 from bench.shared.race import Options, Race, Summary, run_side_by_side, summarize
 from bench.shared.race_plot import draw_race
-from bench.shared.race_record import Results, Trials, write_record
+from bench.shared.race_record import Results, Trials, Where, write_record
 from common.command_line import OptionParser, PathText
 from common.errors import exit_on_user_error
 from pictures.run_pictures import save_picture
@@ -71,6 +71,8 @@ class Arguments:
             raise ValueError("max_iters and num_seeds must not be negative, and threads from 1 to 1024")
         if not all(seed.strip().isdecimal() for seed in self.seeds.split(",") if self.seeds):
             raise ValueError(f"seeds must be whole numbers, separated by commas; got {self.seeds!r}")
+        if self.seeds and self.num_seeds:
+            raise ValueError("seeds names the seeds and num_seeds counts them; give one of the two")
         check_output_files(self.output, self.plot, self.grid_plot)
         if self.nanogpt:
             nanogpt.check_checkout(Path(self.nanogpt))
@@ -83,7 +85,7 @@ def main() -> None:
     register(layers)
     race = Race.read(Path(arguments.race)).among(arguments.only).shortened(arguments.num_seeds, arguments.tune)
     if arguments.seeds:
-        race = dataclasses.replace(race, seeds=[int(seed) for seed in arguments.seeds.split(",")])
+        race = race.with_seeds([int(seed) for seed in arguments.seeds.split(",")])
     race, missing = race.without_missing_peers()
     for name in missing:
         print(f"{name} does not take part: {absent.get(name, f'give --peers {name}=PATH, the folder of its checkout')}")
@@ -95,7 +97,7 @@ def main() -> None:
         race.configure(name, race.seeds[0], more)
     results = Results()
     for record in filter(None, arguments.records.split(",")):
-        results.add(Path(record), race, arguments.equal)
+        results.add(Path(record), race, more, where(arguments))
     print(f"{machine_name('cpu')}, torch {torch.__version__}, {arguments.threads} threads", flush=True)
     choose_options(race, more, arguments.equal, results)
     keep(arguments, race, results)  # from which on a call beside this one can take the options
@@ -105,7 +107,7 @@ def main() -> None:
             for name in race.contestants
             if not results.has(name, seed)
         }
-        if arguments.nanogpt:
+        if arguments.nanogpt and not results.has(nanogpt.NAME, seed):
             results.curves.append(nanogpt.run(Path(arguments.nanogpt), seed, arguments.threads))
             print(f"seed {seed}: {nanogpt.NAME} {results.curves[-1].losses[-1]:.4f}", flush=True)
         if configs:
@@ -126,10 +128,11 @@ def choose_options(race: Race, more: Options, equal: str, results: Results) -> N
     new = [name for name in race.contestants if name not in results.tuned]
     if not new:
         return
-    tuned, results.trials = tune(race.among(";".join(new)), more)
+    tuned, trials = tune(race.among(";".join(new)), more)
+    results.trials += trials
     if equal == "time":
         rival = rival_of(race)
-        tuned = with_equal_time(race, {rival: results.tuned.get(rival, more), **tuned}, results.trials)
+        tuned = with_equal_time(race, {rival: results.tuned.get(rival, more), **tuned}, trials)
     results.tuned |= tuned
 
 
@@ -172,13 +175,14 @@ def print_table(summaries: list[Summary], rival: str, equal: str) -> None:
         f"equal {equal}; final validation loss, mean and standard deviation over seeds; differences with standard error"
     )
     print(
-        f"  {'contestant':28} {'parameters':>11} {'MFLOP/token':>11} {'loss':>16} {f'minus {rival}':>20} "
+        f"  {'contestant':28} {'seeds':>5} {'parameters':>11} {'MFLOP/token':>11} {'loss':>16} {f'minus {rival}':>20} "
         f"{'ms a step':>10} {'speed':>6}"
     )
     for s in summaries:
         print(
-            f"  {s.contestant:28} {s.parameters:>11,} {s.flops / 1e6:>11.2f} {s.mean:>8.4f} ±{s.spread:.4f} "
-            f"{s.minus_rival:>+12.4f} ±{s.minus_rival_error:.4f} {s.step_ms:>10.1f} {s.rival_ms_over_it:>6.2f}"
+            f"  {s.contestant:28} {s.seeds:>5} {s.parameters:>11,} {s.flops / 1e6:>11.2f} "
+            f"{s.mean:>8.4f} ±{s.spread:.4f} {s.minus_rival:>+12.4f} ±{s.minus_rival_error:.4f} "
+            f"{s.step_ms:>10.1f} {s.rival_ms_over_it:>6.2f}"
         )
 
 
@@ -187,26 +191,30 @@ def described(options: Options) -> str:
 
 
 def keep(arguments: Arguments, race: Race, results: Results) -> None:
-    """Write the record and the pictures. Called after every seed, so that a stopped race keeps its finished seeds."""
+    """Write the record and the pictures. Called before the first seed and after each, so that a stop loses only one."""
     curves = results.in_order(race)
     seeds = sorted({curve.seed for curve in curves})
-    finished = dataclasses.replace(race, seeds=seeds)
-    where: dict[str, str | int] = {
+    if arguments.output:
+        finished, summaries = dataclasses.replace(race, seeds=seeds), summarize(curves, rival_of(race))
+        write_record(Path(arguments.output), finished, results, summaries, where(arguments))
+    if not curves:
+        return
+    place = f"{machine_name('cpu')}, {arguments.threads} threads, torch {torch.__version__}"
+    title = f"{race.name}: {len(seeds)} seeds, equal {arguments.equal}"
+    if arguments.plot:
+        save_picture(draw_race(curves, title, place), Path(arguments.plot))
+    if arguments.grid_plot:
+        save_picture(draw_losses_by_grid(curves, title, place), Path(arguments.grid_plot))
+
+
+def where(arguments: Arguments) -> Where:
+    """What a record notes besides the race."""
+    return {
         "machine": machine_name("cpu"),
         "torch": torch.__version__,
         "threads": arguments.threads,
         "equal": arguments.equal,
     }
-    if arguments.output:
-        write_record(Path(arguments.output), finished, results, summarize(curves, rival_of(race)), where)
-    place = f"{where['machine']}, {arguments.threads} threads, torch {torch.__version__}"
-    title = f"{race.name}: {len(seeds)} seeds, equal {arguments.equal}"
-    if not curves:
-        return
-    if arguments.plot:
-        save_picture(draw_race(curves, title, place), Path(arguments.plot))
-    if arguments.grid_plot:
-        save_picture(draw_losses_by_grid(curves, title, place), Path(arguments.grid_plot))
 
 
 if __name__ == "__main__":

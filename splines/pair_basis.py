@@ -54,7 +54,7 @@ class PairBasis(Tables):
         by_knot: Tensor = weight.unflatten(1, (self.points, self.points))
         if self.modes is None or self.scales is None:
             return by_knot
-        if can_compute(weight):
+        if can_compute(weight) and can_compute(self.modes):
             return mode_sums(by_knot, self.modes, self.scales)
         along_z = product(self.modes, self.scales.unsqueeze(-1) * by_knot)  # (I, mode of x, knot of z, O)
         along_both = product(self.modes, along_z.flatten(2))  # (I, knot of x, knots of z · O)

@@ -66,6 +66,7 @@ def test_without_a_kernel_the_operator_computes_the_same(monkeypatch: pytest.Mon
     monkeypatch.delattr(native_build, "load")
     for transposed in (False, True):
         torch.testing.assert_close(mode_sums(*arguments, transposed), before[transposed], rtol=1e-4, atol=1e-4)
+        torch.library.opcheck(torch.ops.splinegpt.mode_sums.default, (*arguments, transposed))
 
 
 def test_the_number_of_threads_and_strides_do_not_matter() -> None:
@@ -82,8 +83,17 @@ def test_the_number_of_threads_and_strides_do_not_matter() -> None:
 
 def test_the_operator_keeps_pytorch_s_rules_and_refuses_what_does_not_fit() -> None:
     weight, modes, scales = draw(3, 4, 5)
-    torch.library.opcheck(torch.ops.splinegpt.mode_sums.default, (weight.requires_grad_(), modes, scales))
-    for wrong in ((weight[0], modes, scales), (weight, modes[:3], scales), (weight, modes, scales.t()[:2])):
+    with pytest.raises(RuntimeError, match="are constants"):
+        mode_sums(weight, modes.clone().requires_grad_(), scales).sum().backward()
+    for transposed in (False, True):
+        operator = torch.ops.splinegpt.mode_sums.default
+        torch.library.opcheck(operator, (weight.requires_grad_(), modes, scales, transposed))
+    for wrong in (
+        (weight[0], modes, scales),
+        (weight, modes[:3], scales),
+        (weight, modes, scales.t()[:2]),
+        (weight[:, :0, :0], modes[:0, :0], scales[:0, :0]),
+    ):
         with pytest.raises(ValueError, match="must be"):
             mode_sums(*wrong)
     with pytest.raises(ValueError, match="must be float32"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import plot
 import sample
@@ -30,16 +31,35 @@ def test_control_points_can_be_set_and_read(points: int, inputs: int, outputs: i
     torch.testing.assert_close(layer.control_points(), values, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("points", [2, 3, 5, 8])
-def test_balanced_control_points_are_a_sum_of_products_of_modes(points: int) -> None:
-    layer = PairLayer(2, 3, num_control_points=points).double()
+def test_balanced_control_points_are_a_sum_of_products_of_modes(points: int, dtype: torch.dtype) -> None:
+    layer = PairLayer(2, 3, num_control_points=points).to(dtype)
     coefficients = torch.randn_like(layer.weight)
     layer.weight.data.copy_(coefficients)
     modes, scales = cosine_modes(points)[0], mode_scales(points)
-    by_mode = coefficients.numpy().reshape(2, points, points, 3)
+    by_mode = coefficients.double().numpy().reshape(2, points, points, 3)
     expected = np.einsum("xa,zb,ab,iabo->ixzo", modes, modes, scales, by_mode)
-    np.testing.assert_allclose(layer.control_points().detach().numpy(), expected, atol=1e-12)
+    eps = 1e-12 if dtype is torch.float64 else 1e-4
+    np.testing.assert_allclose(layer.control_points().detach().double().numpy(), expected, atol=eps)
     np.testing.assert_allclose(modes * scales[:, 0], balanced_cosines(points), atol=1e-12)
+
+
+def test_weights_in_another_dtype_than_the_tables_are_taken() -> None:
+    layer, other = PairLayer(2, 3).double(), PairLayer(2, 3)
+    layer.load_state_dict(other.state_dict(), assign=True)
+    torch.testing.assert_close(layer.control_points().float(), other.control_points(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_has_a_forward_derivative() -> None:
+    layer, direction = PairLayer(2, 3), torch.randn(4, 3)
+    y = layer(torch.randn(4, 2), torch.randn(4, 2))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.ones(4, 3), direction)
+        (gradient,) = torch.autograd.grad(y, layer.weight, dual, retain_graph=True)
+        tangent = forward_ad.unpack_dual(gradient).tangent
+    (truth,) = torch.autograd.grad(y, layer.weight, direction)  # a gradient is linear in that of the output
+    torch.testing.assert_close(tangent, truth, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -171,6 +171,7 @@ def test_beyond_the_grid_functions_go_on_straight(form: PairSum) -> None:
         x, z = (inside if sign is None else sign * (2.2 + torch.rand_like(inside) * 9) for sign in (x, z))
         steps = [form(x + step * dx, z + step * dz, weight, 4.0) for step in (0.0, 0.1, -0.1)]
         torch.testing.assert_close(steps[1] + steps[2], 2 * steps[0])
+        assert ((steps[1] - steps[0]).abs() > 1e-3).any()
 
 
 @every_form

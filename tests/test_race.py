@@ -141,6 +141,9 @@ def test_seeds_and_contestants_of_earlier_calls_count_and_are_not_run_again(fold
     parts, whole = [tmp_path / "4.json", tmp_path / "3.json"], tmp_path / "whole.json"
     assert call_with("--seeds=4", f"--output={parts[0]}").code == 0
     assert call_with("--seeds=3", "--only=MLP;gated", f"--output={parts[1]}").code == 0
+    without_rival = tmp_path / "rest.json"  # is no harm
+    assert call_with("--seeds=5", "--only=gated;splines", f"--output={without_rival}").code == 0
+    assert call_with("--seeds=3", f"--records={without_rival}", f"--output={tmp_path / 'a.json'}").code == 0
     done = call_with(f"--records={parts[0]},{parts[1]}", f"--output={whole}")
     assert done.code == 0 and "seed 3: splines" in done.out and "seed 4:" not in done.out, done
     of_parts = [curve for part in parts for curve in json.loads(part.read_text())["curves"]]
@@ -149,8 +152,17 @@ def test_seeds_and_contestants_of_earlier_calls_count_and_are_not_run_again(fold
     assert len(of_parts) == 5 and all(curve in merged for curve in of_parts)
     for wrong, part in ((folder / "race.toml", "not the record of a race"), (tmp_path / "no.json", "cannot be read")):
         assert_one_sentence(call_with(f"--records={wrong}"), part)
-    assert_one_sentence(call_with(f"--records={parts[0]}", "--equal=time"), "not of the same race")
-    assert_one_sentence(call_with(f"--records={parts[0]},{folder / 'race.json'}"), "not of the same race")
+    other = tmp_path / "4-of-another-race.json"
+    other.write_text(parts[0].read_text().replace('"ffn": "mlp"', '"ffn": "swiglu"'))
+    for more in (
+        [f"--records={parts[0]}", "--equal=time"],
+        [f"--records={parts[0]}", "--max_iters=9"],
+        [f"--records={parts[0]},{folder / 'race.json'}"],
+        [f"--records={other}"],
+    ):
+        assert_one_sentence(call_with(*more), "differs from this call")
+    assert_one_sentence(call_with("--seeds=0"), "choose other seeds")
+    assert_one_sentence(call_with("--seeds=3", "--num_seeds=1"), "give one of the two")
 
 
 def test_a_race_can_be_run_among_some(folder: Path) -> None:

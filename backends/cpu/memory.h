@@ -130,7 +130,7 @@ struct Rows {
     // cache lines, and the distance of rows spreads them over the sets of a cache, which depend on the place in a page.
     bool packed_enough(int count) const {
         const int64_t line = 64, lines_in_page = 64, stride = width * 4;
-        return !half && uintptr_t(data) % line == 0 && stride % line == 0 &&
+        return !half && uintptr_t(data) % line == 0 && stride % line == 0 && count * 4 % line == 0 &&
                std::gcd(stride / line, lines_in_page) * line <= count * 4;
     }
     void prefetch(int64_t row, int64_t column) const {

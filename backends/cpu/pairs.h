@@ -3,8 +3,8 @@
 // With the larger and the smaller of the places of x and z in their cells, f_io is on either triangle of a cell
 //     (1 - larger) W[lower] + (larger - smaller) W[middle] + smaller W[upper]
 // so a token adds three rows of W for each feature. Beyond the grid f_io goes on straight from the nearest point of it,
-// which takes the fourth corner of the cell, too (standard_pairs.py). As for splines of one feature, tiles of W are packed
-// to stay in the L1 cache, and sums stay in registers.
+// which takes the fourth corner of the cell, too (standard_pairs.py). Tiles of W are packed to stay in
+// the L2 cache, and sums stay in registers.
 
 #pragma once
 

@@ -77,7 +77,7 @@ void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit*
     }
 }
 
-// In a strip, for which the kernel holds three registers for each and five more. The edges are read from the L1 cache.
+// Vectors in a strip: the kernel holds three registers for each, and five more. Edges are read from the L1 cache.
 constexpr int MAX_PAIR_VECTORS = REGISTERS > 16 ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
 
 inline auto triangle_visitor(int vectors) {

@@ -19,7 +19,7 @@ struct Shape {  // mirrored in native_shape.py
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls body(first output, count of outputs, count of vectors) for strips that cover the outputs: as few as max_vectors
-// allow, and as even as they can be, because every token costs a strip some time of its own. The last one is padded.
+// allows, and as even as they can be, because every token costs a strip some time of its own. The last one is padded.
 template <typename Body>
 void for_strips(int64_t output, int64_t output_end, int max_vectors, Body body) {
     int64_t vectors_left = ceil_div(output_end - output, LANES);

@@ -103,6 +103,12 @@ class Race:
             )
         return dataclasses.replace(self, contestants={name: self.contestants[name] for name in chosen})
 
+    def with_seeds(self, seeds: list[int]) -> Race:
+        """The race on these seeds. Raises UserError if it is tuned on one of them."""
+        if self.tune_seed in seeds:
+            raise UserError(f"{self.name} is tuned on seed {self.tune_seed}; choose other seeds than that")
+        return dataclasses.replace(self, seeds=seeds)
+
     def shortened(self, num_seeds: int, tune: bool) -> Race:
         """The race with its first `num_seeds` seeds (0: all), and without the search unless `tune`."""
         return dataclasses.replace(self, seeds=self.seeds[: num_seeds or None], search=self.search if tune else {})
@@ -211,12 +217,14 @@ class Summary:
     """Final losses of one contestant over the seeds, and their differences from the rival's, seed by seed."""
 
     contestant: str
+    seeds: int
     parameters: int
     flops: int
     mean: float
     spread: float
     """Standard deviation over seeds; 0 with one."""
     minus_rival: float
+    """Over the seeds that both have run."""
     minus_rival_error: float
     """Standard error of that difference; 0 with one seed."""
     step_ms: float
@@ -224,18 +232,22 @@ class Summary:
 
 
 def summarize(curves: Sequence[Curve], rival: str) -> list[Summary]:
+    """A summary of each contestant that has a seed in common with the rival."""
     finals: dict[str, dict[int, float]] = {}
     for curve in curves:
         finals.setdefault(curve.contestant, {})[curve.seed] = curve.losses[-1]
     speeds = {name: statistics.median(c.step_ms for c in curves if c.contestant == name) for name in finals}
     summaries = []
     for name, losses in finals.items():
-        gaps = [loss - finals[rival][seed] for seed, loss in losses.items()]
+        gaps = [loss - finals[rival][seed] for seed, loss in losses.items() if seed in finals.get(rival, {})]
+        if not gaps:
+            continue
         parameters, flops = next((curve.parameters, curve.flops) for curve in curves if curve.contestant == name)
         error = deviation(gaps) / len(gaps) ** 0.5
         mean, spread = statistics.mean(losses.values()), deviation(list(losses.values()))
         gap, speed = statistics.mean(gaps), speeds[name]
-        summaries.append(Summary(name, parameters, flops, mean, spread, gap, error, speed, speeds[rival] / speed))
+        ratio = speeds[rival] / speed
+        summaries.append(Summary(name, len(losses), parameters, flops, mean, spread, gap, error, speed, ratio))
     return summaries
 
 
