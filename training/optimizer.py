@@ -193,8 +193,8 @@ def orthogonalizer(x: Tensor) -> Tensor:
     """The (stack, short, short) matrices whose products with x (stack, short, long) are `orthogonalize(x)`.
 
     An iteration multiplies x by z = a + b·g + c·g², a polynomial of its Gram matrix g = x xᵀ, which becomes z g z. So
-    the matrices are products of z. Squaring halves the digits of small singular values: float32 can afford that. (Rounding
-    the matrices themselves to bfloat16 would multiply its error by the condition number of x.)
+    the matrices are products of z. Squaring halves the digits of small singular values: float32 can afford that.
+    Rounding the matrices themselves to bfloat16 would multiply its error by the condition number of x.
     """
     a, b, c = QUINTIC
     gram = x @ x.transpose(1, 2)
