@@ -26,6 +26,7 @@ import common.threads  # noqa: F401  before torch
 
 import torch
 
+from bench.shared import nanogpt
 from bench.shared.machine import machine_name
 from bench.shared.output_files import check_output_files
 from bench.shared.race import Racer
@@ -72,6 +73,9 @@ class Arguments:
     """Turns of each contestant."""
     steps: int = 10
     """Steps in a turn, and steps that are profiled."""
+    nanogpt: PathText = ""
+    """A checkout of nanoGPT with prepared data; its own train.py then takes short turns before and after each group,
+    by its recipe for CPUs, which is that of --config configs/shakespeare_char_cpu.toml."""
     output: PathText = ""
     """A JSON file for the results."""
     plot: PathText = ""
@@ -88,6 +92,8 @@ class Arguments:
         if not 1 <= self.threads <= 1024:
             raise ValueError(f"threads must be from 1 to 1024; got {self.threads}")
         check_output_files(self.output, self.plot)
+        if self.nanogpt:
+            nanogpt.check_checkout(Path(self.nanogpt))
 
     def listed(self, name: str) -> list[str]:
         return [part.strip() for part in str(getattr(self, name)).split(",")]
@@ -140,8 +146,10 @@ def main() -> None:
     print(where, flush=True)
     steps: list[Step] = []
     for width, optimizer, mode in groups:
+        theirs = nanogpt_ms(arguments)
         found = measure(arguments, int(width), optimizer, mode)
         print_table(found)
+        print_beside_nanogpt(found, [*theirs, *nanogpt_ms(arguments)])
         steps += found
         keep(arguments, where, steps)
 
@@ -223,6 +231,17 @@ def print_table(steps: Sequence[Step]) -> None:
     }
     for name, values in rows.items():
         print(f"  {name:28}" + "".join(f"{value:>15}" for value in values), flush=True)
+
+
+def nanogpt_ms(arguments: Arguments) -> list[float]:
+    """The milliseconds of a step of nanoGPT's train.py, if there is a checkout."""
+    return [nanogpt.step_ms(Path(arguments.nanogpt), arguments.threads)] if arguments.nanogpt else []
+
+
+def print_beside_nanogpt(steps: Sequence[Step], ms: Sequence[float]) -> None:
+    if ms:
+        beside = ", ".join(f"{step.block} {statistics.mean(ms) / step.ms:.2f} times as fast" for step in steps)
+        print(f"  {nanogpt.NAME}: {', '.join(f'{each:.1f}' for each in ms)} ms before and after; {beside}", flush=True)
 
 
 def keep(arguments: Arguments, where: str, steps: Sequence[Step]) -> None:

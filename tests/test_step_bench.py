@@ -111,3 +111,19 @@ def test_work_that_is_added_to_a_module_shows_in_its_part(
 )
 def test_an_impossible_option_is_refused(argument: str, parts: list[str]) -> None:
     assert_one_sentence(call(step.main, argument), *parts)
+
+
+def test_nanogpt_s_own_steps_are_timed_beside_ours(dataset: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data" / "shakespeare_char"
+    data.mkdir(parents=True)
+    for name in ("train.bin", "val.bin", "meta.pkl"):
+        (data / name).touch()
+    program = tmp_path / "train.py"
+    program.write_text("for k in range(4): print(f'iter {k}: loss 1.0, time {(900, 9, 12.5, 99)[k]:.2f}ms, mfu 0%')")
+    arguments = (*TINY, f"--dataset={dataset}", f"--nanogpt={tmp_path}", "--optimizers=adamw", "--modes=eager")
+    done = call(step.main, *arguments, "--blocks=mlp")
+    assert done.code == 0 and "12.5, 12.5 ms before and after; mlp" in done.out, done
+    program.write_text("raise SystemExit('no such recipe')")
+    assert_one_sentence(call(step.main, *arguments, "--blocks=mlp"), "train.py failed: no such recipe")
+    program.unlink()
+    assert_one_sentence(call(step.main, *arguments, "--blocks=mlp"), "has no train.py")

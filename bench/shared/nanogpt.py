@@ -70,23 +70,28 @@ def run(folder: Path, seed: int, threads: int) -> Curve:
         out_dir = Path(scratch) / "out"
         reseed = Path(scratch) / "seed.py"
         reseed.write_text(f"torch.manual_seed = lambda seed, set=torch.manual_seed: set(seed + {seed})\n")
-        done = subprocess.run(
-            command(out_dir, str(reseed), "--always_save_checkpoint=True", "--eval_interval=2000"),
-            cwd=folder,
-            env=environment(threads),
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise UserError(f"nanoGPT's train.py failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        more = (str(reseed), "--always_save_checkpoint=True", "--eval_interval=2000")
+        ms = train(folder, command(out_dir, *more), threads)
         saved = torch.load(out_dir / "ckpt.pt", map_location="cpu", weights_only=True)
     model = as_ours(saved["model"], saved["model_args"])
-    times = [
-        float(ms) for step, ms in ITERATION.findall(done.stdout) if int(step)
-    ]  # without the first step, which warms up
     steps = int(saved["iter_num"])
-    seconds = steps * statistics.median(times) / 1000
-    return Curve(NAME, seed, model.num_parameters(), [steps], [seconds], [whole_split_loss(model)])
+    return Curve(NAME, seed, model.num_parameters(), [steps], [steps * ms / 1000], [whole_split_loss(model)])
+
+
+def train(folder: Path, command: list[str], threads: int) -> float:
+    """Run a command of nanoGPT's train.py. Returns the median milliseconds of a step; raises UserError if it fails."""
+    done = subprocess.run(command, cwd=folder, env=environment(threads), capture_output=True, text=True)
+    times = [float(ms) for step, ms in ITERATION.findall(done.stdout) if int(step)]  # the first step warms up
+    if done.returncode or not times:
+        raise UserError(f"nanoGPT's train.py failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return statistics.median(times)
+
+
+def step_ms(folder: Path, threads: int, steps: int = 150) -> float:
+    """The median milliseconds of a step in a short run of nanoGPT's recipe. Raises UserError if it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        short = (f"--max_iters={steps}", "--log_interval=5", "--eval_interval=100000", "--eval_iters=1")
+        return train(folder, command(Path(scratch) / "out", *short), threads)
 
 
 def as_ours(weights: dict[str, Tensor], arguments: dict[str, Any]) -> GPT:
