@@ -200,7 +200,8 @@ def keep(arguments: Arguments, race: Race, results: Results) -> None:
     if not curves:
         return
     place = f"{machine_name('cpu')}, {arguments.threads} threads, torch {torch.__version__}"
-    title = f"{race.name}: {len(seeds)} seeds, equal {arguments.equal}"
+    counted = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    title = f"{race.name}: {counted}, equal {arguments.equal}"
     if arguments.plot:
         save_picture(draw_race(curves, title, place), Path(arguments.plot))
     if arguments.grid_plot:
