@@ -65,9 +65,7 @@ void visit_cell(const float* grad_y, int64_t grad_y_stride, const Visit* visits,
 }
 
 inline auto cell_visitor(int vectors) {
-    decltype(&visit_cell<1>) visitor;
-    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { visitor = visit_cell<constant.value>; });
-    return visitor;
+    return with_constant<MAX_VECTORS>(vectors, [](auto constant) { return &visit_cell<constant.value>; });
 }
 
 struct Backward {

@@ -43,9 +43,7 @@ void add_splines(const float* weight, int64_t next, const int32_t* row, const fl
 }
 
 inline auto splines_adder(int vectors) {
-    decltype(&add_splines<1>) adder;
-    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { adder = add_splines<constant.value>; });
-    return adder;
+    return with_constant<MAX_VECTORS>(vectors, [](auto constant) { return &add_splines<constant.value>; });
 }
 
 struct Forward {

@@ -77,16 +77,12 @@ typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 
-// LANES numbers as `to_bfloat16` rounds them, in the upper halves of words.
-inline Words upper_halves(Vector value) {
-    const Words bits = (Words)value, rounded = bits + 0x7FFF + (bits >> 16 & 1), nan = Words{} + 0x7FC00000;
-    return (value == value ? rounded : nan) & 0xFFFF0000;
-}
 inline Vector load_halves(const uint16_t* from) {
     return (Vector)(__builtin_convertvector(*reinterpret_cast<const UnalignedHalves*>(from), Words) << 16);
 }
-inline void store_halves(uint16_t* to, Vector value) {
-    *reinterpret_cast<UnalignedHalves*>(to) = __builtin_convertvector(upper_halves(value) >> 16, Halves);
+inline void store_halves(uint16_t* to, Vector value) {  // as `to_bfloat16` rounds them
+    const Words bits = (Words)value, rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16, nan = Words{} + 0x7FC0;
+    *reinterpret_cast<UnalignedHalves*>(to) = __builtin_convertvector(value == value ? rounded : nan, Halves);
 }
 
 // Rows of a tensor of the caller, whose elements are float32 or bfloat16.

@@ -22,6 +22,8 @@ struct PairPlaces {  // where the pairs of a token and up to CHUNK features lie 
     alignas(64) int32_t is_beyond[CHUNK];  // whether the pair lies beyond the grid
     // The slope along x at the upper edge of the cell has this share in the slope of f, that at the lower edge the rest.
     alignas(64) float share_x[CHUNK], share_z[CHUNK];
+
+    bool x_is_larger(int f) const { return middle[f] != lower[f] + 1; }
 };
 
 class PairGrid {
@@ -109,9 +111,7 @@ void add_pairs(const float* weight, int64_t stride, int64_t points, const PairPl
 }
 
 inline auto pairs_adder(int vectors) {
-    decltype(&add_pairs<1>) adder;
-    with_constant<MAX_VECTORS>(vectors, [&](auto constant) { adder = add_pairs<constant.value>; });
-    return adder;
+    return with_constant<MAX_VECTORS>(vectors, [](auto constant) { return &add_pairs<constant.value>; });
 }
 
 struct PairForward {

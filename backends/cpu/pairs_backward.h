@@ -81,9 +81,7 @@ void visit_triangle(const float* grad_y, int64_t grad_y_stride, const PairVisit*
 constexpr int MAX_PAIR_VECTORS = REGISTERS > 16 ? MAX_VECTORS : std::max(1, MAX_VECTORS / 2);
 
 inline auto triangle_visitor(int vectors) {
-    decltype(&visit_triangle<1>) visitor;
-    with_constant<MAX_PAIR_VECTORS>(vectors, [&](auto constant) { visitor = visit_triangle<constant.value>; });
-    return visitor;
+    return with_constant<MAX_PAIR_VECTORS>(vectors, [](auto constant) { return &visit_triangle<constant.value>; });
 }
 
 struct PairBackward {
@@ -170,7 +168,7 @@ struct PairBackward {
 
     // The triangle of a pair, or the other one of its cell.
     int32_t triangle(const PairPlaces& places, int f, bool other = false) const {
-        return 2 * places.lower[f] + ((places.middle[f] != places.lower[f] + 1) != other);
+        return 2 * places.lower[f] + (places.x_is_larger(f) != other);
     }
 
     // Sorts the tokens by triangle (counting sort) for up to CHUNK features from i on.
@@ -257,7 +255,7 @@ struct PairBackward {
             }
             float by_x[CHUNK], by_z[CHUNK];
             for (int f = 0; f < CHUNK; f++) {  // all, so that compilers make vectors of them
-                const bool x_first = places.middle[f] != places.lower[f] + 1;  // the first edge leads in x
+                const bool x_first = places.x_is_larger(f);  // the first edge leads in x
                 const float low_x = x_first ? own_first[f] : other_first[f];
                 const float high_x = x_first ? other_second[f] : own_second[f];
                 const float low_z = x_first ? other_first[f] : own_first[f];

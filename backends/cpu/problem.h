@@ -31,12 +31,12 @@ void for_strips(int64_t output, int64_t output_end, int max_vectors, Body body) 
     }
 }
 
-// Calls body with `vectors`, from 1 to `most`, as a constant of its type, std::integral_constant<int, vectors>.
+// The result of body with `vectors`, from 1 to `most`, as a constant of its type, std::integral_constant<int, vectors>.
 template <int most, typename Body>
-void with_constant(int vectors, Body body) {
+auto with_constant(int vectors, Body body) {
     if constexpr (most > 1)
         if (vectors < most) return with_constant<most - 1>(vectors, body);
-    body(std::integral_constant<int, most>());
+    return body(std::integral_constant<int, most>());
 }
 
 // The number of threads that this much work is worth: more would cost more than they save.
